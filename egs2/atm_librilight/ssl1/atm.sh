@@ -1,0 +1,476 @@
+#!/usr/bin/env bash
+# Ask2Mask, from data to a fine-tuned and evaluated model.
+set -e
+set -u
+set -o pipefail
+
+log() {
+    local fname=${BASH_SOURCE[1]##*/}
+    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
+}
+die() {
+    log "Error: $*" 1>&2
+    exit 1
+}
+SECONDS=0
+
+# General configuration
+stage=1               # Processes starts from the specified stage.
+stop_stage=12         # Processes is stopped at the specified stage.
+skip_data_prep=false  # Skip stage 1: the data directories are there already.
+skip_packing=true     # Skip stage 13.
+skip_upload_hf=true   # Skip stage 14.
+hf_repo=              # Where stage 14 uploads to.
+ngpu=0                # The number of gpus ("0" uses cpu, otherwise use gpu).
+num_nodes=1           # The number of nodes of pre-training.
+nj=2                  # The number of parallel jobs.
+dumpdir=              # Directory to dump features (default: dump/<corpus>).
+expdir=               # Directory to save experiments (default: exp/<corpus>).
+python="python3 -m espnet_atm"  # Runs the SSL task; see espnet_atm/__main__.py.
+fs=16k                # Sampling rate.
+audio_format=flac     # Of the dumped audio.
+min_wav_duration=0.3  # Minimum duration in second.
+max_wav_duration=40   # Maximum duration in second.
+
+# Data
+corpus=mini           # local/data_<corpus>.sh makes the sets.
+local_data_opts=      # The options given to local/data.sh.
+train_set=            # Unlabelled pool.
+valid_set=            # Held-out part of it.
+asr_train_set=        # Labelled: trains the scorer, fine-tunes the model.
+asr_valid_set=        # Labelled.
+test_sets=            # Labelled.
+token_type=char       # Of the ASR models: char or bpe.
+nbpe=1024             # Number of word pieces.
+
+# Scorer
+scorer_config=        # config.yaml of an ESPnet ASR model with CTC; trained here if empty.
+scorer_model=         # Its .pth.
+score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy".
+
+# Pre-training
+objective=hubert      # hubert
+masker=atm            # atm or random
+mask_ratio=           # Fraction of frames masked (default: the paper's for the masker).
+span=                 # Encoded frames (default: the paper's).
+strategy=             # high, low, mixed, random or topk (default: the paper's).
+loss_scale=none       # none, utterance or frame
+train_config=conf/train.yaml
+nclusters=64          # Of the pseudo-labels of HuBERT.
+ssl_max_epoch=        # Instead of the config's.
+ssl_args=             # Further arguments of ssl_train.
+inference_ssl_model=valid.loss.best.pth
+
+# Fine-tuning and evaluation
+asr_config=conf/train_asr.yaml   # Of the scorer and of fine-tuning.
+asr_max_epoch=                   # Instead of the config's.
+asr_args=                        # Further arguments of asr_train.
+inference_config=conf/decode_ctc.yaml
+inference_asr_model=valid.loss.best.pth
+
+help_message=$(cat << EOF
+Usage: $0 [--stage N] [--stop_stage N] [options]
+
+Stages:
+    1   data preparation            7   confidence report
+    2   segments of long recordings 8   k-means pseudo-labels (hubert)
+    3   format wav.scp              9   collect statistics
+    4   drop too long or short      10  pre-train
+    5   scorer                      11  export; fine-tune
+    6   score the unlabelled sets   12  decode, score, RESULTS.md
+                                    13  pack, 14 upload (only when not skipped)
+
+Options:
+    --corpus           # local/data_<corpus>.sh makes the data (default="${corpus}").
+    --skip_data_prep   # Use the data directories in data/ as they are (default="${skip_data_prep}").
+    --train_set        # Unlabelled pool (default: <corpus>_unlabelled).
+    --valid_set        # Held-out part of it (default: <corpus>_unlabelled_dev).
+    --asr_train_set    # Labelled training set (default: <corpus>_train).
+    --asr_valid_set    # Labelled validation set (default: <corpus>_dev).
+    --test_sets        # Labelled test sets (default: every data/<corpus>_test*).
+    --objective        # hubert (default="${objective}").
+    --masker           # atm or random (default="${masker}").
+    --mask_ratio       # Fraction of frames masked (default: 0.40 for atm, 0.49 for random).
+    --span             # Encoded frames (default: 10).
+    --strategy         # high, low, mixed, random or topk (default: high for atm).
+    --loss_scale       # none, utterance or frame (default="${loss_scale}").
+    --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
+    --scorer_model     # Its .pth.
+    --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
+    --train_config     # SSL config (default="${train_config}").
+    --asr_config       # ASR config (default="${asr_config}").
+    --ssl_max_epoch, --asr_max_epoch  # Instead of the configs' max_epoch.
+    --ssl_args, --asr_args            # Further arguments of training.
+    --nclusters        # Of the pseudo-labels (default="${nclusters}").
+    --nj, --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
+EOF
+)
+
+log "$0 $*"
+. utils/parse_options.sh
+if [ $# -ne 0 ]; then
+    log "${help_message}"
+    log "Error: No positional arguments are required."
+    exit 2
+fi
+
+. ./path.sh
+. ./cmd.sh
+
+dumpdir=${dumpdir:-dump/${corpus}}
+expdir=${expdir:-exp/${corpus}}
+train_set=${train_set:-${corpus}_unlabelled}
+valid_set=${valid_set:-${corpus}_unlabelled_dev}
+asr_train_set=${asr_train_set:-${corpus}_train}
+asr_valid_set=${asr_valid_set:-${corpus}_dev}
+data_feats=${dumpdir}/raw
+case "${objective}" in
+    hubert) ;;
+    *) die "--objective ${objective} is not known; write hubert" ;;
+esac
+if [ -n "${scorer_config}" ] && [ -z "${scorer_model}" ] \
+    || [ -z "${scorer_config}" ] && [ -n "${scorer_model}" ]; then
+    die "--scorer_config and --scorer_model go together"
+fi
+mkdir -p "${expdir}"
+
+# run_once DIR NAME KEY FUNCTION: run FUNCTION, in a subshell, unless it has ended with this
+# KEY. What an earlier, killed run left running holds the lock, so that two runs never write
+# the same files.
+run_once() {
+    local dir=$1 name=$2 key=$3 function=$4
+    local state=${dir}/.steps/${name}
+    mkdir -p "${dir}/.steps"
+    (
+        if ! flock -n 9; then
+            log "${name}: an earlier run still works in ${dir}; waiting for it to end"
+            flock 9
+        fi
+        if [ "$(cat "${state}.done" 2>/dev/null)" = "${key}" ]; then
+            log "${name}: done already (${dir})"
+            exit 0
+        fi
+        rm -f "${state}.done"
+        ${function}
+        echo "${key}" > "${state}.partial"
+        mv "${state}.partial" "${state}.done"
+    ) 9> "${state}.lock"
+}
+
+# same_settings DIR KEY: refuse to go on in DIR with other data or settings than it was
+# begun with: ESPnet would resume from its checkpoint without a word.
+same_settings() {
+    local file=$1/.steps/settings
+    if [ -e "${file}" ] && [ "$(cat "${file}")" != "$2" ]; then
+        die "$1 was begun with other data or settings; remove it to begin anew"
+    fi
+    echo "$2" > "${file}.partial"
+    mv "${file}.partial" "${file}"
+}
+
+# make_key WORD...: one word for all that a step depends on.
+make_key() { printf '%s\n' "$@" | md5sum | cut -c-32; }
+
+runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
+
+ssl_sh() {
+    ./ssl.sh --nj "${nj}" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
+        --dumpdir "${dumpdir}" --expdir "${expdir}" --python "${python}" \
+        --audio_format "${audio_format}" --fs "${fs}" --feats_normalize none \
+        --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}" \
+        --train_set "${train_set}" --valid_set "${valid_set}" "$@"
+}
+
+asr_sh() {
+    ./asr.sh --nj "${nj}" --inference_nj "${nj}" --ngpu "${ngpu}" \
+        --dumpdir "${dumpdir}" --expdir "${expdir}" --lang "${corpus}" \
+        --asr_stats_dir "${expdir}/asr_stats" --feats_normalize utterance_mvn \
+        --audio_format "${audio_format}" --fs "${fs}" \
+        --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}" \
+        --token_type "${token_type}" --nbpe "${nbpe}" --use_lm false \
+        --bpe_train_text "data/${asr_train_set}/text" \
+        --asr_config "${asr_config}" \
+        --asr_args "${asr_max_epoch:+--max_epoch ${asr_max_epoch}} ${asr_args}" \
+        --inference_config "${inference_config}" \
+        --inference_asr_model "${inference_asr_model}" --inference_tag decode \
+        --train_set "${asr_train_set}" --valid_set "${asr_valid_set}" \
+        --test_sets "${test_sets}" "$@"
+}
+
+# ========================== Data ==========================
+
+if runs 1; then
+    if "${skip_data_prep}"; then
+        log "Stage 1: Skipped: data/ holds the data directories"
+    else
+        log "Stage 1: Data preparation: ${corpus}"
+        # shellcheck disable=SC2086
+        local/data.sh --corpus "${corpus}" --nj "${nj}" ${local_data_opts}
+    fi
+fi
+
+if [ -z "${test_sets}" ]; then
+    for dir in "data/${corpus}_test"*; do
+        [ -d "${dir}" ] && test_sets+="${dir##*/} "
+    done
+    [ -n "${test_sets}" ] || die "no test set: name them by --test_sets, or run stage 1" \
+        "(there is no data/${corpus}_test*)"
+fi
+unlabelled_sets="${train_set} ${valid_set}"
+labelled_sets="${asr_train_set} ${asr_valid_set} ${test_sets}"
+for dset in ${unlabelled_sets} ${labelled_sets}; do
+    [ -s "data/${dset}/wav.scp" ] || die "data/${dset}/wav.scp is missing or empty: run" \
+        "stage 1, or name your own sets (--train_set, --valid_set, --asr_train_set," \
+        "--asr_valid_set, --test_sets)"
+done
+for dset in ${labelled_sets}; do
+    [ -s "data/${dset}/text" ] || die "data/${dset}/text is missing or empty"
+done
+
+# What each step depends on.
+data_key=$(make_key "${fs} ${audio_format} ${min_wav_duration} ${max_wav_duration}" \
+    "$(for dset in ${unlabelled_sets} ${labelled_sets}; do
+        echo "${dset}"
+        for file in wav.scp segments text utt2spk; do
+            [ -e "data/${dset}/${file}" ] && cat "data/${dset}/${file}"
+        done
+    done | md5sum)")
+tokens_key=$(make_key "${data_key}" "${token_type} ${nbpe}")
+asr_key=$(make_key "${tokens_key}" "$(cat "${asr_config}")" "${asr_max_epoch} ${asr_args}")
+
+if runs 2; then
+    log "Stage 2: Nothing to cut: the recordings of ${corpus} are utterances"
+fi
+
+format_data() {
+    ssl_sh --stage 3 --stop_stage 3
+    # ESPnet's next stage wants a text file. The pool has none to give away.
+    for dset in ${unlabelled_sets}; do
+        awk '{print $1 " unlabelled"}' "${data_feats}/org/${dset}/wav.scp" \
+            > "${data_feats}/org/${dset}/text"
+    done
+    asr_sh --stage 3 --stop_stage 3
+}
+if runs 3; then
+    log "Stage 3: Format wav.scp: data/ -> ${data_feats}"
+    run_once "${dumpdir}" format "${data_key}" format_data
+fi
+
+drop_data() {
+    ssl_sh --stage 4 --stop_stage 4
+    asr_sh --stage 4 --stop_stage 4
+    for dset in ${unlabelled_sets} ${asr_train_set} ${asr_valid_set}; do
+        _all=$(wc -l < "${data_feats}/org/${dset}/wav.scp")
+        _kept=$(wc -l < "${data_feats}/${dset}/wav.scp")
+        log "${dset}: ${_kept} of ${_all} utterances kept; $((_all - _kept)) are shorter" \
+            "than ${min_wav_duration} s, longer than ${max_wav_duration} s or without text"
+        [ "${_kept}" -gt 0 ] || die "nothing is left of ${dset}"
+    done
+}
+if runs 4; then
+    log "Stage 4: Drop too long or short utterances"
+    run_once "${dumpdir}" drop "${data_key}" drop_data
+fi
+
+# ========================== Confidence ==========================
+
+scorer_exp=${expdir}/asr_scorer
+tokens_and_stats() { asr_sh --stage 5 --stop_stage 10 --asr_tag scorer; }
+train_scorer() {
+    same_settings "${scorer_exp}" "${asr_key}"
+    asr_sh --stage 11 --stop_stage 11 --asr_tag scorer
+}
+if runs 5; then
+    log "Stage 5: Scorer: ${scorer_model:-trained on ${asr_train_set}}"
+    run_once "${expdir}/asr_stats" tokens_and_stats "${tokens_key}" tokens_and_stats
+    if [ -z "${scorer_model}" ]; then
+        run_once "${scorer_exp}" train "${asr_key}" train_scorer
+    fi
+fi
+if [ -z "${scorer_model}" ]; then
+    scorer_config=${scorer_exp}/config.yaml
+    scorer_model=${scorer_exp}/${inference_asr_model}
+fi
+for file in "${scorer_config}" "${scorer_model}"; do
+    [ "${stop_stage}" -le 5 ] || [ -s "${file}" ] || die "no scorer: ${file} is missing"
+done
+
+# One folder for each scorer and measure.
+score_key=$(make_key "${data_key}" "${score_opts}" \
+    "$([ ! -s "${scorer_model}" ] || md5sum < "${scorer_model}")")
+confidence_dir=${expdir}/confidence_${score_key:0:8}
+score_set() {
+    local dset=$1
+    local dir=${confidence_dir}/${dset}
+    local scp=${data_feats}/${dset}/wav.scp
+    local logdir=${dir}/logdir _nj _split= _type=sound n
+    mkdir -p "${logdir}"
+    [[ "${audio_format}" != *ark* ]] || _type=kaldi_ark
+    _nj=$(wc -l < "${scp}")
+    _nj=$((nj < _nj ? nj : _nj))
+    for n in $(seq "${_nj}"); do
+        mkdir -p "${logdir}/${_nj}.${n}"
+        _split+=" ${logdir}/${_nj}.${n}/wav.scp"
+    done
+    # shellcheck disable=SC2086
+    utils/split_scp.pl "${scp}" ${_split}
+    log "Scoring ${dset} started... log: '${logdir}/score.*.log'"
+    # shellcheck disable=SC2086
+    ${decode_cmd} --gpu "${ngpu}" JOB=1:"${_nj}" "${logdir}"/score.JOB.log \
+        python3 -m espnet_atm.bin.score \
+            --ngpu "${ngpu}" \
+            --asr_train_config "${scorer_config}" \
+            --asr_model_file "${scorer_model}" \
+            --wav_scp "${logdir}/${_nj}.JOB/wav.scp" \
+            --wav_type "${_type}" \
+            --output_dir "${logdir}/${_nj}.JOB" \
+            ${score_opts} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
+    for file in confidence.scp utt2confidence skipped; do
+        for n in $(seq "${_nj}"); do
+            cat "${logdir}/${_nj}.${n}/${file}"
+        done > "${dir}/${file}.partial"
+        mv "${dir}/${file}.partial" "${dir}/${file}"
+    done
+    cp "${logdir}/${_nj}.1"/{frame_shift,frame_offset,scorer} "${dir}"
+    log "${dset}: $(wc -l < "${dir}/confidence.scp") of $(wc -l < "${scp}") utterances scored"
+    diff <(cut -d' ' -f1 "${scp}" | sort) <(cut -d' ' -f1 "${dir}/confidence.scp" | sort) \
+        > "${dir}/missing" || die "${dset}: not every utterance has one score: ${dir}/missing"
+}
+score() {
+    for dset in ${unlabelled_sets}; do
+        score_set "${dset}"
+    done
+}
+if runs 6; then
+    log "Stage 6: Score ${unlabelled_sets}"
+    run_once "${confidence_dir}" score "${score_key}" score
+fi
+
+report() {
+    local dir=data/${train_set}
+    python3 -m espnet_atm.bin.report \
+        --confidence_dir "${confidence_dir}/${train_set}" \
+        --wav_scp "${data_feats}/${train_set}/wav.scp" \
+        --output_dir "${confidence_dir}/report" \
+        $([ ! -e "${dir}/utt2category" ] || echo --utt2category "${dir}/utt2category")
+}
+if runs 7; then
+    log "Stage 7: Confidence report"
+    run_once "${confidence_dir}" report "${score_key}" report
+    log "Open ${PWD}/${confidence_dir}/report/report.html"
+fi
+
+# ========================== Pre-training ==========================
+
+km_tag=kmeans_${nclusters}
+km_dir=${expdir}/${km_tag}
+kmeans() {
+    scripts/feats/perform_kmeans.sh \
+        --train_set "${train_set}" --dev_set "${valid_set}" \
+        --datadir "${data_feats}" --featdir "${dumpdir}/feats" --km_dir "${km_dir}" \
+        --dictdir "${km_dir}/dict" --nclusters "${nclusters}" --portion 0.5 \
+        --feature_type mfcc --audio_format "${audio_format}" \
+        --nj "${nj}" --num_threads "${nj}" --cpu_cmd "${train_cmd}" --cuda_cmd "${cuda_cmd}"
+}
+if runs 8; then
+    log "Stage 8: k-means pseudo-labels: ${nclusters} clusters of MFCC"
+    run_once "${km_dir}" kmeans "${data_key}" kmeans
+fi
+
+# The run's config, named by its settings: train_config with ssl_conf and num_classes.
+ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
+    --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
+    --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
+    --output_dir "${expdir}/conf")
+ssl_tag=$(basename "${ssl_config}" .yaml)
+ssl_exp=${expdir}/ssl_${ssl_tag}_raw  # the name that ssl.sh gives it
+asr_exp=${expdir}/asr_${ssl_tag}
+stats_key=$(make_key "${data_key}" "${nclusters}" "$(cat "${train_config}")")
+ssl_key=$(make_key "${stats_key}" "${score_key}" "$(cat "${ssl_config}")" \
+    "${ssl_max_epoch} ${ssl_args}")
+finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}")
+
+ssl_stage() {
+    local _opts="--token_type word --normalize utterance_mvn " dset mode
+    for mode in train valid; do
+        [ "${mode}" = train ] && dset=${train_set} || dset=${valid_set}
+        _opts+="--${mode}_data_path_and_name_and_type "
+        _opts+="${data_feats}/${dset}/text.km.${km_tag},text,text "
+        _opts+="--${mode}_data_path_and_name_and_type "
+        _opts+="${confidence_dir}/${dset}/confidence.scp,confidence,kaldi_ark "
+    done
+    [ -z "${ssl_max_epoch}" ] || _opts+="--max_epoch ${ssl_max_epoch} "
+    ssl_sh --skip_data_prep true --stage "$1" --stop_stage "$1" \
+        --train_config "${ssl_config}" --token_list "${km_dir}/dict/tokens.txt" \
+        --ssl_args "${_opts} ${ssl_args}"
+}
+collect_stats() { ssl_stage 6; }
+if runs 9; then
+    log "Stage 9: Collect statistics"
+    run_once "${expdir}/ssl_stats_raw" collect_stats "${stats_key}" collect_stats
+fi
+
+pretrain() {
+    same_settings "${ssl_exp}" "${ssl_key}"
+    ssl_stage 7
+}
+if runs 10; then
+    log "Stage 10: Pre-train: ${ssl_tag}"
+    run_once "${ssl_exp}" train "${ssl_key}" pretrain
+fi
+
+# ========================== Fine-tuning and evaluation ==========================
+
+finetune() {
+    same_settings "${asr_exp}" "${finetune_key}"
+    python3 -m espnet_atm.bin.export_ssl \
+        --ssl_train_config "${ssl_exp}/config.yaml" \
+        --ssl_model_file "${ssl_exp}/${inference_ssl_model}" \
+        --output_dir "${ssl_exp}/export"
+    _pth=$(basename "$(readlink -f "${ssl_exp}/${inference_ssl_model}")")
+    asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}" \
+        --pretrained_model "${ssl_exp}/export/${_pth}:encoder:encoder"
+}
+if runs 11; then
+    log "Stage 11: Export; fine-tune on ${asr_train_set}"
+    run_once "${asr_exp}" finetune "${finetune_key}" finetune
+fi
+
+# asr.sh scores with sclite, from Debian's sctk; local/results.py has its own way without.
+last_asr_stage=12
+! command -v sclite > /dev/null || last_asr_stage=13
+decode() {
+    asr_sh --stage 12 --stop_stage "${last_asr_stage}" --asr_tag "${decoded_tag}"
+}
+if runs 12; then
+    log "Stage 12: Decode and score ${test_sets}"
+    runs_to_decode="${ssl_tag}"
+    # What pre-training has to beat: the same model without it.
+    [ ! -d "${scorer_exp}" ] || runs_to_decode="scorer ${ssl_tag}"
+    for decoded_tag in ${runs_to_decode}; do
+        [ "${decoded_tag}" = scorer ] && _key=${asr_key} || _key=${finetune_key}
+        run_once "${expdir}/asr_${decoded_tag}" decode \
+            "$(make_key "${_key}" "$(cat "${inference_config}")" "${test_sets}")" decode
+    done
+    for decoded_tag in ${runs_to_decode}; do
+        # shellcheck disable=SC2086
+        python3 local/results.py --corpus "${corpus}" --run "${decoded_tag}" \
+            --data_dir "${data_feats}" --decode_dir "${expdir}/asr_${decoded_tag}/decode" \
+            --results RESULTS.md ${test_sets}
+    done
+    python3 local/results.py --corpus "${corpus}" --results RESULTS.md
+    log "Confidence report: ${PWD}/${confidence_dir}/report/report.html"
+fi
+
+if runs 13 && ! "${skip_packing}"; then
+    ssl_sh --skip_data_prep true --skip_train true --skip_packing false \
+        --stage 8 --stop_stage 8 --train_config "${ssl_config}" \
+        --inference_ssl_model "${inference_ssl_model}"
+fi
+if runs 14 && ! "${skip_upload_hf}"; then
+    ssl_sh --skip_data_prep true --skip_train true --skip_upload_hf false \
+        --stage 9 --stop_stage 9 --train_config "${ssl_config}" \
+        --hf_repo "${hf_repo}" --inference_ssl_model "${inference_ssl_model}"
+fi
+
+log "Successfully finished. [elapsed=${SECONDS}s]"

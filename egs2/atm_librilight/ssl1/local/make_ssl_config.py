@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Write a run's SSL config, named by its settings, and print the file's path.
+
+Options that are empty keep what ``--config`` says, or the default of ``ssl_conf``.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from espnet_atm.config import SSLConf
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--masker", required=True)
+    parser.add_argument("--mask_ratio", default="")
+    parser.add_argument("--span", default="")
+    parser.add_argument("--strategy", default="")
+    parser.add_argument("--loss_scale", default="none")
+    parser.add_argument("--num_classes", type=int, help="of the HuBERT loss")
+    return parser
+
+
+def make_config(args: argparse.Namespace) -> tuple[str, dict]:
+    """The run's name and its config."""
+    with args.config.open(encoding="utf-8") as f:
+        config = yaml.safe_load(f)
+    ssl_conf = dict(config.get("ssl_conf") or {})
+    masker_conf = dict(ssl_conf.get("masker_conf") or {})
+    for name in ("mask_ratio", "span", "strategy"):
+        value = getattr(args, name)
+        if value:
+            masker_conf[name] = yaml.safe_load(value)
+    ssl_conf.update(
+        masker=args.masker, masker_conf=masker_conf, loss_scale=args.loss_scale
+    )
+    conf = SSLConf.parse(ssl_conf)
+    config["ssl_conf"] = ssl_conf
+    name = args.config.resolve().stem.removeprefix("train_")
+    for loss in config["loss"]:
+        if loss["name"] == "hubert":
+            loss["conf"]["num_classes"] = args.num_classes
+            name += f"_km{args.num_classes}"
+    strategy = "" if conf.masker == "random" else f"_{conf.strategy}"
+    name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}x{conf.span}"
+    if conf.loss_scale != "none":
+        name += f"_scale_{conf.loss_scale}"
+    return name, config
+
+
+def main() -> None:
+    """Write the config and print its path."""
+    args = get_parser().parse_args()
+    try:
+        name, config = make_config(args)
+    except ValueError as e:
+        sys.exit(f"{args.config} with the given options: {e}")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    file = args.output_dir / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()

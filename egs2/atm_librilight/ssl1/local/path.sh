@@ -1,0 +1,1 @@
+# Sourced last by path.sh: put here what only your machine needs.

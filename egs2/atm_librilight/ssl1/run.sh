@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The corpora's settings; every option of atm.sh can be given here too and wins.
+set -e
+set -u
+set -o pipefail
+
+corpus=mini
+args=("$@")
+for ((i = 0; i < ${#args[@]}; i++)); do
+    [ "${args[i]}" != --corpus ] || corpus=${args[i + 1]:-}
+done
+
+opts=()
+case "${corpus}" in
+    mini) opts+=(--ssl_max_epoch 8 --asr_max_epoch 20) ;;
+    fillets) opts+=(--ssl_max_epoch 12 --asr_max_epoch 25) ;;
+esac
+
+./atm.sh --corpus "${corpus}" "${opts[@]}" "$@"

@@ -1,0 +1,297 @@
+"""Plots of what a scorer thought of a corpus: report.html and the PNG files in it."""
+
+import argparse
+import base64
+import html
+import logging
+from pathlib import Path
+from typing import Dict, List, NamedTuple
+
+import kaldiio
+import matplotlib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from espnet_atm.confidence import check_track
+from espnet_atm.masking import sample_span_mask
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+SPEECH_COLOUR, SILENCE_COLOUR = "tab:blue", "tab:orange"
+# Frames this far below an utterance's loudest ones count as silence.
+SILENCE_DB = 35.0
+STRATEGIES = ("random", "high", "low")
+
+
+class Scored(NamedTuple):
+    """One utterance.
+
+    Args:
+        utt: its id.
+        category: its condition, or ``all``.
+        confidence: s_t (T,), float32.
+        energy: frame energy in dB below the utterance's 95th percentile (T,).
+        speech: (N,), float; kept for the utterances that are drawn only.
+    """
+
+    utt: str
+    category: str
+    confidence: np.ndarray
+    energy: np.ndarray
+    speech: np.ndarray
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--confidence_dir", required=True, help="of espnet_atm.bin.score")
+    parser.add_argument("--wav_scp", required=True, help="the audio that was scored")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--utt2category", help="condition of each utterance")
+    parser.add_argument("--mask_ratio", type=float, default=0.40)
+    parser.add_argument("--span", type=int, default=10)
+    parser.add_argument("--fs", type=int, default=16000, help="sampling rate in Hz")
+    parser.add_argument(
+        "--max_utterances", type=int, default=1000, help="evenly taken for frame plots"
+    )
+    parser.add_argument("--num_examples", type=int, default=4, help="spectrograms")
+    return parser
+
+
+def frame_energy(speech: np.ndarray, shift: int, offset: float, frames: int) -> np.ndarray:
+    """Energy in dB of the ``shift`` samples around each frame's centre, (T,)."""
+    starts = np.rint(offset + (np.arange(frames) - 0.5) * shift).astype(int)
+    total = np.concatenate([[0.0], np.cumsum(speech.astype(np.float64) ** 2)])
+    first = starts.clip(0, len(speech))
+    last = (starts + shift).clip(0, len(speech))
+    power = (total[last] - total[first]) / np.maximum(last - first, 1)
+    db = 10 * np.log10(power + 1e-10)
+    return db - np.percentile(db, 95)
+
+
+def read_pairs(file: Path) -> Dict[str, str]:
+    """A two-column Kaldi file as a dict, in file order."""
+    with file.open(encoding="utf-8") as f:
+        return dict(line.rstrip("\n").split(maxsplit=1) for line in f if line.strip())
+
+
+def read_corpus(args: argparse.Namespace) -> List[Scored]:
+    """Confidence and energy of an even selection of utterances."""
+    from espnet2.fileio.sound_scp import soundfile_read
+
+    folder = Path(args.confidence_dir)
+    shift = int((folder / "frame_shift").read_text())
+    offset = float((folder / "frame_offset").read_text())
+    tracks = read_pairs(folder / "confidence.scp")
+    wavs = read_pairs(Path(args.wav_scp))
+    categories = read_pairs(Path(args.utt2category)) if args.utt2category else {}
+    utts = list(tracks)
+    if not utts:
+        raise ValueError(f"{folder}/confidence.scp is empty: score the corpus first")
+    step = max(len(utts) // args.max_utterances, 1)
+    scored = []
+    for utt in tqdm(utts[::step], unit="utt", mininterval=5):
+        if utt not in wavs:
+            raise ValueError(f"{args.wav_scp} has no audio of {utt}, which has a score")
+        speech, rate = soundfile_read(wavs[utt], dtype="float32")
+        if rate != args.fs:
+            raise ValueError(f"{utt}: sampled at {rate} Hz, not at --fs {args.fs}")
+        track = check_track(kaldiio.load_mat(tracks[utt]), utt)
+        energy = frame_energy(speech, shift, offset, len(track))
+        scored.append(Scored(utt, categories.get(utt, "all"), track, energy, speech))
+    logging.info(f"{len(scored)} of {len(utts)} utterances looked at")
+    return scored
+
+
+def plot_frames(scored: List[Scored], file: Path) -> Dict[str, float]:
+    """Distribution of frame confidence, speech against silence; its means."""
+    confidence = np.concatenate([x.confidence for x in scored])
+    silent = np.concatenate([x.energy for x in scored]) < -SILENCE_DB
+    figure, axes = plt.subplots(figsize=(7, 3.5))
+    bins = np.linspace(0, 1, 41)
+    for name, part, colour in (
+        ("speech", confidence[~silent], SPEECH_COLOUR),
+        ("silence", confidence[silent], SILENCE_COLOUR),
+    ):
+        if part.size:
+            label = f"{name}: {part.size} frames, mean {part.mean():.3f}"
+            axes.hist(part, bins, density=True, alpha=0.6, color=colour, label=label)
+    axes.set(xlabel="frame confidence $s_t$", ylabel="density", yscale="log")
+    axes.legend(loc="upper left")
+    save(figure, file)
+    # The paper masks where the scorer is sure: how much of that is silence?
+    top = confidence >= np.quantile(confidence, 0.6)
+    return {
+        "frames looked at": confidence.size,
+        "mean frame confidence": float(confidence.mean()),
+        "of speech frames": float(confidence[~silent].mean()) if (~silent).any() else np.nan,
+        "of silent frames": float(confidence[silent].mean()) if silent.any() else np.nan,
+        "silent frames, %": 100 * float(silent.mean()),
+        "silent among the 40 % most confident frames, %": 100 * float(silent[top].mean()),
+    }
+
+
+def plot_utterances(
+    means: Dict[str, float], categories: Dict[str, str], file: Path
+) -> Dict[str, List[float]]:
+    """Utterance confidence by condition; returns the values of each condition."""
+    groups: Dict[str, List[float]] = {}
+    for utt, mean in means.items():
+        groups.setdefault(categories.get(utt, "all"), []).append(mean)
+    groups = dict(sorted(groups.items(), key=lambda x: -np.mean(x[1])))
+    figure, axes = plt.subplots(figsize=(7, 0.6 * len(groups) + 1.5))
+    axes.boxplot(
+        list(groups.values()),
+        orientation="horizontal",
+        tick_labels=[f"{name} ({len(x)})" for name, x in groups.items()],
+    )
+    axes.invert_yaxis()
+    axes.set(xlabel="utterance confidence $s_u$")
+    save(figure, file)
+    return groups
+
+
+def plot_example(
+    example: Scored, shift: int, offset: float, args: argparse.Namespace, file: Path
+) -> None:
+    """Spectrogram, confidence, and the masks that each strategy draws."""
+    frames = len(example.confidence)
+    seconds = (offset + shift * np.arange(frames)) / args.fs
+    figure, (top, middle, bottom) = plt.subplots(
+        3, 1, figsize=(9, 5), sharex=True, height_ratios=[3, 1.5, 1.2]
+    )
+    top.specgram(example.speech + 1e-8, NFFT=400, noverlap=240, Fs=args.fs, cmap="magma")
+    top.set(ylabel="Hz", title=f"{example.utt} ({example.category})")
+    middle.plot(seconds, example.confidence, drawstyle="steps-mid")
+    middle.set(ylabel="$s_t$", ylim=(0, 1.05))
+    edges = np.append(seconds, seconds[-1] + shift / args.fs) - shift / args.fs / 2
+    masks = [
+        sample_span_mask(
+            torch.from_numpy(example.confidence)[None],
+            torch.tensor([frames]),
+            args.mask_ratio,
+            args.span,
+            strategy,
+            torch.Generator().manual_seed(0),
+        )[0].numpy()
+        for strategy in STRATEGIES
+    ]
+    bottom.pcolormesh(edges, np.arange(len(masks) + 1), np.stack(masks), cmap="Greys")
+    bottom.set(yticks=np.arange(len(masks)) + 0.5, yticklabels=STRATEGIES, xlabel="s")
+    bottom.invert_yaxis()
+    bottom.set_xlim(0, len(example.speech) / args.fs)
+    save(figure, file)
+
+
+def save(figure: plt.Figure, file: Path) -> None:
+    """Write a figure and free it."""
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
+def choose_examples(scored: List[Scored], number: int) -> List[Scored]:
+    """One utterance of each condition, the one of median length, then more of the first."""
+    groups: Dict[str, List[Scored]] = {}
+    for x in scored:
+        groups.setdefault(x.category, []).append(x)
+    ordered = [sorted(x, key=lambda y: len(y.speech)) for x in groups.values()]
+    chosen = [group[len(group) // 2] for group in ordered]
+    chosen += [x for group in ordered for x in group if x not in chosen]
+    return chosen[:number]
+
+
+def write_html(file: Path, title: str, parts: List[str]) -> None:
+    """One page that needs no other file."""
+    style = (
+        "body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+        "img{max-width:100%}table{border-collapse:collapse}"
+        "td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}"
+    )
+    file.write_text(
+        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(title)}</title><style>{style}</style></head><body>"
+        f"<h1>{html.escape(title)}</h1>" + "\n".join(parts) + "</body></html>\n",
+        encoding="utf-8",
+    )
+
+
+def picture(file: Path, caption: str) -> str:
+    """An embedded PNG with its caption."""
+    data = base64.b64encode(file.read_bytes()).decode()
+    return (
+        f"<p>{html.escape(caption)}</p>"
+        f"<img alt='{html.escape(file.stem)}' src='data:image/png;base64,{data}'>"
+    )
+
+
+def html_table(rows: List[List[str]]) -> str:
+    """A table whose first row is the head."""
+    head, *body = [[html.escape(cell) for cell in row] for row in rows]
+    lines = ["<tr><th>" + "</th><th>".join(head) + "</th></tr>"]
+    lines += ["<tr><td>" + "</td><td>".join(row) + "</td></tr>" for row in body]
+    return "<table>" + "\n".join(lines) + "</table>"
+
+
+def main(cmd=None) -> None:
+    """Read, plot, write."""
+    args = get_parser().parse_args(cmd)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(args.confidence_dir)
+    categories = read_pairs(Path(args.utt2category)) if args.utt2category else {}
+    means = {k: float(v) for k, v in read_pairs(folder / "utt2confidence").items()}
+
+    scored = read_corpus(args)
+    figures = plot_frames(scored, output / "frame_confidence.png")
+    groups = plot_utterances(means, categories, output / "utterance_confidence.png")
+    summary = [["", ""], ["utterances scored", str(len(means))]]
+    summary += [
+        [name, f"{value:.3f}" if isinstance(value, float) else str(value)]
+        for name, value in figures.items()
+    ]
+    deciles = np.percentile(list(means.values()), range(10, 100, 10))
+    summary.append(
+        ["deciles of utterance confidence", " ".join(f"{x:.3f}" for x in deciles)]
+    )
+    by_condition = [["condition", "utterances", "mean", "least", "most"]] + [
+        [name, str(len(x)), f"{np.mean(x):.3f}", f"{min(x):.3f}", f"{max(x):.3f}"]
+        for name, x in groups.items()
+    ]
+    parts = [
+        html_table(summary),
+        "<h2>Frames</h2>",
+        picture(
+            output / "frame_confidence.png",
+            f"Silence: energy {SILENCE_DB:g} dB or more below the loud frames of its "
+            "utterance.",
+        ),
+        "<h2>Utterances</h2>",
+        picture(
+            output / "utterance_confidence.png",
+            "Mean confidence of each utterance (Eq. 5), the weight of its loss in ATM+S.",
+        ),
+        html_table(by_condition),
+        "<h2>Masks</h2>",
+    ]
+    shift = int((folder / "frame_shift").read_text())
+    offset = float((folder / "frame_offset").read_text())
+    for number, example in enumerate(choose_examples(scored, args.num_examples), 1):
+        file = output / f"example_{number}.png"
+        plot_example(example, shift, offset, args, file)
+        parts.append(
+            picture(
+                file,
+                f"{args.mask_ratio:.0%} of the frames masked (black) in spans of "
+                f"{args.span}, as each strategy draws them.",
+            )
+        )
+    write_html(output / "report.html", f"Confidence of {folder.name}", parts)
+    logging.info(f"written: {output / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

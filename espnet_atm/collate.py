@@ -1,0 +1,130 @@
+"""Batches whose audio, labels and confidence are cropped together."""
+
+import copy
+from typing import Collection, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from espnet2.train.collate_fn import HuBERTCollateFn, common_collate_fn
+
+from espnet_atm.confidence import align_track, check_track
+from espnet_atm.config import TRACK
+from espnet_atm.frames import FrameGrid
+
+
+class SyncedCollateFn:
+    """ESPnet's collate function with every frame-level stream on the encoder's frames.
+
+    Labels and confidence are first brought to the frames of the whole utterance, by
+    time. A crop starts at a multiple of the encoder's frame shift, so that its frames
+    are frames of the whole utterance and all streams are cut at the same frame: labels
+    neither lead nor lag. Augmentation and padding are left to ESPnet.
+
+    Args:
+        stock: the function that ESPnet made from ``collate_fn_conf``; its options hold.
+        grid: the encoder's frames.
+        track_grid: the frames of the stored confidence; None if there is none.
+
+    Raises:
+        ValueError: when ``label_downsampling`` does not divide the frame shift.
+    """
+
+    def __init__(
+        self, stock: HuBERTCollateFn, grid: FrameGrid, track_grid: Optional[FrameGrid]
+    ):
+        if stock.label_downsampling < 1 or grid.shift % stock.label_downsampling:
+            raise ValueError(
+                f"collate_fn_conf.label_downsampling: {stock.label_downsampling} does "
+                f"not divide the encoder's frame shift of {grid.shift} samples"
+            )
+        self.grid = grid
+        self.track_grid = track_grid
+        self.label_shift = grid.shift // stock.label_downsampling
+        self.crop = stock.train and stock.crop_audio and not stock.pad
+        self.random_crop = stock.rand_crop
+        self.stock = copy.copy(stock)
+        # It must neither crop nor thin the labels a second time.
+        self.stock.crop_audio = False
+        self.stock.label_downsampling = 1
+
+    def __call__(
+        self, data: Collection[Tuple[str, Dict[str, np.ndarray]]]
+    ) -> Tuple[List[str], Dict[str, torch.Tensor]]:
+        """Make a batch.
+
+        Args:
+            data: utterance ids with ``speech`` (N,), and, where given, ``text`` (labels)
+                and ``confidence`` (S,) or (S, 1).
+
+        Returns:
+            The ids, and ``speech`` (B, N), ``text`` (B, T), ``confidence`` (B, T), each
+            with its ``*_lengths`` (B,).
+
+        Raises:
+            ValueError: naming the utterance, on streams that do not fit its audio.
+        """
+        shortest = min(len(sample["speech"]) for _, sample in data)
+        samples, tracks = [], []
+        for utt, sample in data:
+            speech = sample["speech"]
+            frames = self.grid.length(len(speech))
+            if frames == 0:
+                raise ValueError(
+                    f"{utt}: {len(speech)} samples are too short for one encoder frame"
+                )
+            streams = {}
+            if "text" in sample:
+                streams["text"] = self._align_labels(utt, sample["text"], len(speech))
+            if TRACK in sample:
+                streams[TRACK] = self._align_track(utt, sample[TRACK], frames)
+            if self.crop and len(speech) > shortest:
+                start = 0
+                if self.random_crop:
+                    choices = (len(speech) - shortest) // self.grid.shift + 1
+                    start = int(torch.randint(choices, ()))
+                first = start * self.grid.shift
+                speech = speech[first : first + shortest]
+                end = start + self.grid.length(shortest)
+                streams = {k: v[start:end] for k, v in streams.items()}
+            if TRACK in streams:
+                tracks.append((utt, {TRACK: streams.pop(TRACK)}))
+            samples.append((utt, {"speech": speech, **streams}))
+
+        utts, batch = self.stock(samples)
+        if tracks:
+            batch.update(common_collate_fn(tracks)[1])
+        return utts, batch
+
+    def _align_track(self, utt: str, track: np.ndarray, frames: int) -> np.ndarray:
+        if self.track_grid is None:
+            raise ValueError(f"{utt}: has confidence, but no frame shift is known for it")
+        track = check_track(track, utt)
+        try:
+            return align_track(
+                track,
+                self.track_grid.shift,
+                self.grid.shift,
+                frames,
+                self.track_grid.offset,
+                self.grid.offset,
+            )
+        except ValueError as e:
+            raise ValueError(f"{utt}: {e}") from None
+
+    def _align_labels(self, utt: str, labels: np.ndarray, num_samples: int) -> np.ndarray:
+        """For each encoder frame the label nearest in time, (L,) -> (T,)."""
+        frames = self.grid.length(num_samples)
+        if self.label_shift == self.grid.shift and len(labels) == frames:
+            return labels
+        lost = abs(len(labels) * self.label_shift - num_samples)
+        if len(labels) == 0 or lost > 2 * self.grid.shift:
+            raise ValueError(
+                f"{utt}: {len(labels)} labels of {self.label_shift} samples do not fit "
+                f"{num_samples} samples of audio; check "
+                "collate_fn_conf.label_downsampling (labels for each encoder frame)"
+            )
+        # Label frames lie symmetrically in the audio, to within half a label.
+        offset = (num_samples - 1 - (len(labels) - 1) * self.label_shift) / 2
+        centres = self.grid.offset + self.grid.shift * np.arange(frames)
+        index = np.rint((centres - offset) / self.label_shift).astype(np.int64)
+        return labels[index.clip(0, len(labels) - 1)]

@@ -1,0 +1,181 @@
+"""Frame and utterance confidence (Ask2Mask, Sec. III; Baskar et al. 2022)."""
+
+import math
+from typing import Optional, Union
+
+import numpy as np
+import torch
+
+MEASURES = ("max", "entropy", "margin")
+
+
+def frame_confidence(
+    log_probs: torch.Tensor,
+    measure: str = "max",
+    include_blank: bool = True,
+    blank_id: int = 0,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """How sure a CTC model is of each frame.
+
+    Args:
+        log_probs: natural log-posteriors (B, T, V), float.
+        measure: ``max``, the largest posterior, Eq. 2 and the paper's choice;
+            ``entropy``, 1 - H / log V; ``margin``, the largest posterior minus the
+            second largest.
+        include_blank: whether the blank competes too, as in the paper. Without it
+            ``max`` and ``margin`` look at the other labels' posteriors as they are,
+            ``entropy`` at those posteriors renormalised.
+        blank_id: index of the CTC blank; ESPnet's is 0.
+        temperature: divides the log-posteriors, which are then renormalised. Above 1
+            it spreads confidences that saturate at 1.
+
+    Returns:
+        Confidence in [0, 1], (B, T), float32.
+
+    Raises:
+        ValueError: on a shape other than (B, T, V), positive log-posteriors, an
+            unknown measure or a temperature that is not positive.
+    """
+    if log_probs.dim() != 3:
+        raise ValueError(f"log_probs must be (B, T, V), got {tuple(log_probs.shape)}")
+    if measure not in MEASURES:
+        raise ValueError(f"measure must be one of {MEASURES}, got {measure!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if log_probs.numel() > 0 and log_probs.max() > 1e-3:
+        raise ValueError(
+            f"log_probs must not exceed 0, got {log_probs.max():.4g}: pass "
+            "log-posteriors (log_softmax), not logits or probabilities"
+        )
+    log_probs = log_probs.float()
+    if temperature != 1.0:
+        log_probs = torch.log_softmax(log_probs / temperature, dim=-1)
+    if not include_blank:
+        # (B, T, V) -> (B, T, V - 1)
+        kept = torch.arange(log_probs.size(-1), device=log_probs.device) != blank_id
+        log_probs = log_probs[..., kept]
+    if measure == "max":
+        confidence = log_probs.amax(dim=-1).exp()
+    elif measure == "margin":
+        best = log_probs.topk(2, dim=-1).values.exp()  # (B, T, 2)
+        confidence = best[..., 0] - best[..., 1]
+    else:
+        log_probs = torch.log_softmax(log_probs, dim=-1)
+        # xlogy-like: labels of probability 0 add nothing
+        entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=-1)
+        confidence = 1 - entropy / math.log(log_probs.size(-1))
+    return confidence.clamp(0, 1)
+
+
+def utterance_confidence(
+    confidence: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Mean confidence s_u of each utterance, Eq. 5.
+
+    Args:
+        confidence: (B, T), float; what lies beyond ``lengths`` is not looked at.
+        lengths: valid frames of each row (B,), int.
+
+    Returns:
+        (B,), float; 0 for a row without frames.
+    """
+    steps = torch.arange(confidence.size(1), device=confidence.device)
+    valid = steps[None, :] < lengths[:, None]  # (B, T)
+    total = torch.where(valid, confidence, 0).sum(dim=1)
+    return total / lengths.clamp(min=1)
+
+
+def check_track(track: np.ndarray, name: str) -> np.ndarray:
+    """Refuse a track that cannot be a confidence.
+
+    Args:
+        track: (S,) or (S, 1), as Kaldi archives hold it.
+        name: what to call it in the error, e.g. the utterance id.
+
+    Returns:
+        (S,), float32.
+
+    Raises:
+        ValueError: naming ``name``, the first bad frame and its value.
+    """
+    if track.ndim == 2 and track.shape[1] == 1:
+        track = track[:, 0]
+    if track.ndim != 1 or track.size == 0:
+        raise ValueError(
+            f"{name}: a confidence track has shape (frames,), got {track.shape}"
+        )
+    bad = np.flatnonzero(~((track >= 0) & (track <= 1)))  # NaN fails both
+    if bad.size:
+        raise ValueError(
+            f"{name}: confidence must be in [0, 1], got {track[bad[0]]} in frame "
+            f"{bad[0]} ({bad.size} of {track.size} frames are bad)"
+        )
+    return track.astype(np.float32, copy=False)
+
+
+def align_track(
+    track: Union[np.ndarray, torch.Tensor],
+    src_shift: int,
+    dst_shift: int,
+    dst_length: int,
+    src_offset: Optional[float] = None,
+    dst_offset: Optional[float] = None,
+) -> Union[np.ndarray, torch.Tensor]:
+    """Bring a frame-level track to another frame rate, by time.
+
+    A frame stands for the ``shift`` samples around its centre. Each target frame gets
+    the mean of the source over the samples that it stands for; where it reaches past
+    the source, the nearest source frame counts.
+
+    Args:
+        track: (S,), float.
+        src_shift: samples from one source frame to the next.
+        dst_shift: the same for the target.
+        dst_length: number of target frames.
+        src_offset: centre of the first source frame in samples; half a shift if None.
+        dst_offset: the same for the target.
+
+    Returns:
+        (dst_length,), of the type of ``track``.
+
+    Raises:
+        ValueError: when the two do not last equally long. On one grid they must have
+            the same number of frames; between two grids the durations may differ by
+            two of the longer frames, which front ends lose at the edges.
+    """
+    if isinstance(track, torch.Tensor):
+        aligned = align_track(
+            track.cpu().numpy(), src_shift, dst_shift, dst_length, src_offset, dst_offset
+        )
+        return torch.as_tensor(aligned, dtype=track.dtype, device=track.device)
+    if src_shift <= 0 or dst_shift <= 0:
+        raise ValueError(
+            f"frame shifts must be positive, got {src_shift} and {dst_shift} samples"
+        )
+    if src_offset is None:
+        src_offset = src_shift / 2
+    if dst_offset is None:
+        dst_offset = dst_shift / 2
+    length = len(track)
+    same_grid = src_shift == dst_shift and src_offset == dst_offset
+    if same_grid and length == dst_length:
+        return track
+    lost = abs(length * src_shift - dst_length * dst_shift)
+    if same_grid or lost > 2 * max(src_shift, dst_shift):
+        raise ValueError(
+            f"a track of {length} frames of {src_shift} samples ({length * src_shift} "
+            f"samples) does not fit {dst_length} frames of {dst_shift} samples "
+            f"({dst_length * dst_shift} samples)"
+        )
+    # The integral of the piecewise constant track, taken at the target's frame edges.
+    src_edges = src_offset + (np.arange(length + 1) - 0.5) * src_shift
+    integral = np.concatenate([[0.0], np.cumsum(track, dtype=np.float64)]) * src_shift
+    dst_edges = dst_offset + (np.arange(dst_length + 1) - 0.5) * dst_shift
+    inside = np.clip(dst_edges, src_edges[0], src_edges[-1])
+    width = np.diff(inside)
+    covered = width > 0
+    mean = np.diff(np.interp(inside, src_edges, integral)) / np.where(covered, width, 1)
+    before = dst_edges[:-1] < src_edges[0]
+    aligned = np.where(covered, mean, np.where(before, track[0], track[-1]))
+    return aligned.clip(track.min(), track.max()).astype(track.dtype)

@@ -1,0 +1,181 @@
+"""``ssl_conf``: what a user adds to an ESPnet SSL config."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Dict, Mapping, Sequence, Tuple
+
+from espnet_atm.frames import FrameGrid
+from espnet_atm.masking import check_mask_options
+from espnet_atm.weighting import SCALES
+
+MASKERS = ("atm", "random")
+AVERAGES = ("utterance", "masked")
+TRACK = "confidence"  # the name of the data stream
+# A scorer's frame may be longer than the model's, but not by so much that the track
+# says nothing about single frames.
+MAX_RATE_RATIO = 16
+
+
+@dataclass(frozen=True)
+class SSLConf:
+    """The checked contents of ``ssl_conf``, with the paper's settings as defaults.
+
+    Args:
+        masker: ``atm`` or ``random``.
+        mask_ratio: fraction of valid frames to mask: 0.40 for ``atm``, 0.49 for
+            ``random`` (the paper's baseline).
+        span: encoded frames.
+        strategy: see :func:`espnet_atm.masking.sample_span_mask`.
+        loss_scale: ``none``, ``utterance`` (ATM+S) or ``frame``.
+        average: see :func:`espnet_atm.weighting.frame_weights`.
+        frame_prob: see there.
+    """
+
+    masker: str
+    mask_ratio: float
+    span: int
+    strategy: str
+    loss_scale: str
+    average: str
+    frame_prob: float
+
+    @property
+    def needs_track(self) -> bool:
+        """Whether training cannot do without frame confidences."""
+        return self.masker == "atm" or self.loss_scale != "none"
+
+    @classmethod
+    def parse(cls, conf: Mapping[str, Any]) -> "SSLConf":
+        """Check ``ssl_conf`` as the YAML file gives it.
+
+        Raises:
+            ValueError: on unknown keys and impossible values, saying what to write.
+        """
+        conf = dict(conf)
+        masker = _one_of("ssl_conf.masker", conf.pop("masker", "atm"), MASKERS)
+        scale = _one_of(
+            "ssl_conf.loss_scale", conf.pop("loss_scale", None) or "none", SCALES
+        )
+        masker_conf = dict(conf.pop("masker_conf", None) or {})
+        scale_conf = dict(conf.pop("loss_scale_conf", None) or {})
+        if conf.pop("scorer", None) is not None:
+            raise ValueError(
+                "ssl_conf.scorer: scoring inside training is not there yet; write "
+                "scorer: null and give the scores of espnet_atm.bin.score as data"
+            )
+        strategy = masker_conf.pop("strategy", "high" if masker == "atm" else "random")
+        if masker == "random" and strategy != "random":
+            raise ValueError(
+                f"ssl_conf.masker_conf.strategy: {strategy!r} needs masker: atm; with "
+                "masker: random leave strategy out"
+            )
+        parsed = cls(
+            masker=masker,
+            mask_ratio=_number(
+                "mask_ratio",
+                masker_conf.pop("mask_ratio", 0.40 if masker == "atm" else 0.49),
+            ),
+            span=masker_conf.pop("span", 10),
+            strategy=strategy,
+            loss_scale=scale,
+            average=_one_of(
+                "ssl_conf.loss_scale_conf.average",
+                scale_conf.pop("average", "utterance"),
+                AVERAGES,
+            ),
+            frame_prob=_number("frame_prob", scale_conf.pop("frame_prob", 0.1)),
+        )
+        for where, left, known in (
+            ("ssl_conf", conf, "masker, masker_conf, loss_scale, loss_scale_conf, scorer"),
+            ("ssl_conf.masker_conf", masker_conf, "mask_ratio, span, strategy"),
+            ("ssl_conf.loss_scale_conf", scale_conf, "average, frame_prob"),
+        ):
+            if left:
+                raise ValueError(
+                    f"{where}: unknown {', '.join(map(repr, left))}; known are {known}"
+                )
+        try:
+            check_mask_options(parsed.mask_ratio, parsed.span, parsed.strategy)
+        except ValueError as e:
+            raise ValueError(f"ssl_conf.masker_conf.{e}") from None
+        if not 0 <= parsed.frame_prob <= 1:
+            raise ValueError(
+                f"ssl_conf.loss_scale_conf.frame_prob: {parsed.frame_prob} is not in "
+                "[0, 1]"
+            )
+        return parsed
+
+    def masking(self) -> Dict[str, Any]:
+        """The arguments of :func:`espnet_atm.masking.sample_span_mask`."""
+        return {k: getattr(self, k) for k in ("mask_ratio", "span", "strategy")}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is not known; write one of {choices}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"ssl_conf: {name}: {value!r} is not a number")
+    return float(value)
+
+
+def read_track_grid(confidence_scp: str, encoder: FrameGrid) -> FrameGrid:
+    """The time grid of a stored track, from the files beside its scp.
+
+    ``frame_shift`` and, where the scorer's first frame is not centred at half a shift,
+    ``frame_offset`` hold one number each, in samples; ``espnet_atm.bin.score`` writes
+    them.
+
+    Args:
+        confidence_scp: path of ``confidence.scp``.
+        encoder: the grid of the frames that are masked.
+
+    Raises:
+        ValueError: when the shift is missing or impossible, naming file and numbers.
+    """
+    folder = Path(confidence_scp).parent
+    file = folder / "frame_shift"
+    if not file.is_file():
+        raise ValueError(
+            f"{file} is missing: {confidence_scp} does not say how many samples a "
+            f"frame lasts; write that number there, e.g. echo {encoder.shift} > {file}"
+        )
+    text = file.read_text().strip()
+    if not text.isdigit() or int(text) == 0:
+        raise ValueError(f"{file}: {text!r} is not a positive whole number of samples")
+    shift = int(text)
+    if shift > MAX_RATE_RATIO * encoder.shift:
+        raise ValueError(
+            f"{file}: a track of one value in {shift} samples is too coarse for encoder "
+            f"frames of {encoder.shift} samples; write the scorer's frame shift in "
+            "samples there, or score with a model of a finer frame rate"
+        )
+    file = folder / "frame_offset"
+    try:
+        offset = float(file.read_text()) if file.is_file() else shift / 2
+    except ValueError:
+        raise ValueError(f"{file}: not a number of samples") from None
+    return FrameGrid(shift, offset)
+
+
+def find_track(paths: Sequence[Tuple[str, str, str]], option: str) -> str:
+    """The path of the confidence stream among ESPnet's data options.
+
+    Raises:
+        ValueError: when there is none, saying what to add.
+    """
+    for path, name, _ in paths:
+        if name == TRACK:
+            return path
+    raise ValueError(
+        f"ssl_conf needs frame confidences, and {option} names none: score the data with "
+        f"python -m espnet_atm.bin.score and add --{option} "
+        "DIR/confidence.scp,confidence,kaldi_ark; or write ssl_conf: masker: random with "
+        "loss_scale: none"
+    )

@@ -1,0 +1,80 @@
+"""Cross-entropy to pseudo-labels at masked frames (HuBERT, Hsu et al. 2021)."""
+
+from typing import Dict, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from espnet2.ssl.loss.hubert import HuBERTLoss as ESPnetHuBERTLoss
+
+from espnet_atm.losses import weighted_mean
+
+IGNORED = -1  # the label of frames that have none
+
+
+class HuBERTLoss(ESPnetHuBERTLoss):
+    """ESPnet's HuBERT loss with a weight for each masked frame.
+
+    Masks that carry no ``weight`` entry come from stock ESPnet, and get its loss.
+    """
+
+    accepts_weight = True
+
+    def forward(
+        self,
+        encoder_output: List[torch.Tensor],
+        encoder_output_lengths: torch.Tensor = None,
+        text: torch.Tensor = None,
+        text_lengths: torch.Tensor = None,
+        mask_info: Dict = None,
+    ) -> Tuple[torch.Tensor, Dict]:
+        """Loss and accuracies of one batch.
+
+        Args:
+            encoder_output: output of each layer (B, T, D), float.
+            encoder_output_lengths: (B,), int.
+            text: pseudo-labels (B, T), int; -1 where there is none.
+            text_lengths: (B,), int.
+            mask_info: ``mask_m`` and ``mask_u`` (B, T), bool; ``weight`` (B, T), float,
+                or None.
+
+        Returns:
+            Scalar loss, float32, and the statistics to log.
+        """
+        if "weight" not in mask_info:
+            return super().forward(
+                encoder_output, encoder_output_lengths, text, text_lengths, mask_info
+            )
+        mask_m, mask_u = mask_info["mask_m"], mask_info["mask_u"]
+        if text is None or text.shape != mask_m.shape:
+            raise ValueError(
+                "the HuBERT loss needs one pseudo-label a frame: got labels of shape "
+                f"{None if text is None else tuple(text.shape)} for frames of shape "
+                f"{tuple(mask_m.shape)}"
+            )
+        y_m, y_u = text[mask_m].long(), text[mask_u].long()  # (N,), (M,)
+        weight = mask_info["weight"]
+        if weight is not None:
+            weight = weight[mask_m]
+
+        total_loss = 0.0
+        stats = {}
+        for layer, layer_weight in zip(self.layers, self.loss_weights):
+            layer %= len(encoder_output)
+            logit_m, logit_u = self.decoder(encoder_output[layer], mask_m, mask_u)
+            loss = weighted_mean(
+                F.cross_entropy(
+                    logit_m.float(), y_m, reduction="none", ignore_index=IGNORED
+                ),
+                weight,
+                y_m != IGNORED,
+            )
+            total_loss = total_loss + loss * layer_weight
+            stats[f"hubert_loss_m_{layer}"] = loss.detach()
+            stats[f"hubert_acc_m_{layer}"] = _accuracy(logit_m, y_m)
+            stats[f"hubert_acc_u_{layer}"] = _accuracy(logit_u, y_u)
+        return total_loss, stats
+
+
+def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    correct = logits.detach().argmax(dim=-1) == targets
+    return weighted_mean(correct, None, targets != IGNORED)

@@ -1,0 +1,240 @@
+"""Span masks guided by confidence (Ask2Mask, Eq. 3 and 4)."""
+
+from typing import Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+
+from espnet_atm.confidence import check_track
+
+STRATEGIES = ("high", "low", "mixed", "random", "topk")
+
+# The weight of a frame of confidence 0: drawn only after every other frame, and then
+# as likely as any other of its kind.
+TINY = 1e-38
+
+
+def check_mask_options(mask_ratio: float, span: int, strategy: str) -> None:
+    """Refuse impossible settings, saying what to write instead.
+
+    Raises:
+        ValueError: naming the option, its value and what is possible.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(
+            f"strategy: {strategy!r} is not known; write one of {', '.join(STRATEGIES)}"
+        )
+    if not 0 <= mask_ratio <= 1:
+        raise ValueError(
+            f"mask_ratio: {mask_ratio} is not in [0, 1]; it is the fraction of frames "
+            "masked, e.g. mask_ratio: 0.40"
+        )
+    if not (isinstance(span, int) and span >= 1):
+        raise ValueError(
+            f"span: {span!r} is not a positive number of frames; write e.g. span: 10"
+        )
+
+
+def _drawing_order(
+    weight: torch.Tensor, generator: Optional[torch.Generator]
+) -> torch.Tensor:
+    """Keys whose descending order is a weighted draw without replacement.
+
+    w / E with exponential E (Efraimidis and Spirakis 2006), which orders as log w plus
+    Gumbel noise does (Kool et al. 2019); in float64, so that no two starts tie.
+
+    Args:
+        weight: (B, T), non-negative.
+
+    Returns:
+        (B, T), float64.
+    """
+    uniform = torch.rand(
+        weight.shape, dtype=torch.float64, device=weight.device, generator=generator
+    )
+    return weight.double().clamp(min=TINY) / uniform.neg_().log1p_().neg_()
+
+
+def _rank(key: torch.Tensor) -> torch.Tensor:
+    """Place of each key in the descending order of its row: (B, T) -> (B, T), int64."""
+    order = key.argsort(dim=1, descending=True)
+    places = torch.arange(key.size(1), device=key.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def _nth_largest(values: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    """The n-th largest value of each row, n counting from 1 and differing by row.
+
+    ``kthvalue`` selects one k for all rows, without sorting. So each row is padded to
+    twice its length, with as many infinities as make its n-th value the middle one.
+
+    Args:
+        values: (B, T), float.
+        n: (B,), int, in [1, T].
+
+    Returns:
+        (B, 1).
+    """
+    length = values.size(1)
+    above = torch.arange(length, device=values.device) < (length - n)[:, None]
+    padding = torch.where(above, torch.inf, -torch.inf).to(values.dtype)
+    return torch.cat([values, padding], dim=1).kthvalue(
+        length + 1, dim=1, keepdim=True
+    )[0]
+
+
+def sample_span_mask(
+    confidence: torch.Tensor,
+    lengths: torch.Tensor,
+    mask_ratio: float = 0.40,
+    span: int = 10,
+    strategy: str = "high",
+    generator: Optional[torch.Generator] = None,
+) -> torch.Tensor:
+    """Draw span starts without replacement until enough frames are covered.
+
+    Every valid frame can start a span; a span stops at the end of its row. Sequential
+    drawing that stops at ``ceil(mask_ratio * length)`` covered frames covers exactly
+    the frames whose window of ``span`` possible starts holds a key as large as that
+    order statistic of the windows, so one sliding maximum and one selection do it, row by
+    row, without a loop or a device synchronisation.
+
+    Args:
+        confidence: s_t (B, T), float, in [0, 1]; for ``random`` only its shape matters.
+        lengths: valid frames of each row (B,), int, on the same device.
+        mask_ratio: fraction of a row's valid frames to mask. It is met on every row,
+            and exceeded by less than one span.
+        span: length c of a span in frames.
+        strategy: ``high`` draws starts in proportion to s_t (Eq. 3), ``low`` to 1 - s_t
+            (Eq. 4), ``mixed`` takes half of the spans from each draw in turn, ``random``
+            draws evenly, ``topk`` takes the most confident starts without drawing.
+        generator: source of randomness, on the same device.
+
+    Returns:
+        True where masked, (B, T), bool. Padding is never masked.
+
+    Raises:
+        ValueError: on impossible options or shapes; for tensors on the CPU also on
+            confidence outside of [0, 1] or NaN, naming the row. On an accelerator that
+            check would stall the device: there the collate function has made it.
+    """
+    check_mask_options(mask_ratio, span, strategy)
+    if confidence.dim() != 2 or lengths.shape != confidence.shape[:1]:
+        raise ValueError(
+            f"confidence must be (B, T) and lengths (B,), got {tuple(confidence.shape)} "
+            f"and {tuple(lengths.shape)}"
+        )
+    num_frames = confidence.size(1)
+    steps = torch.arange(num_frames, device=confidence.device)
+    valid = steps[None, :] < lengths[:, None]  # (B, T)
+    if confidence.device.type == "cpu":
+        _check_rows(confidence, lengths, valid, strategy)
+
+    if strategy == "random":
+        key = _drawing_order(torch.ones_like(confidence), generator)
+    elif strategy == "high":
+        key = _drawing_order(confidence, generator)
+    elif strategy == "low":
+        key = _drawing_order(1 - confidence, generator)
+    elif strategy == "topk":
+        # Confidence stored in bytes has many ties; they are broken at random.
+        key = confidence.double()
+        key = key + 1e-9 * torch.rand(
+            key.shape, dtype=key.dtype, device=key.device, generator=generator
+        )
+    else:
+        # The two draws take turns, and a coin says which begins. A start that both
+        # draw counts once, at its earlier turn.
+        outside = ~valid
+        high = _drawing_order(confidence, generator).masked_fill_(outside, -torch.inf)
+        low = _drawing_order(1 - confidence, generator).masked_fill_(outside, -torch.inf)
+        coin = torch.randint(
+            2, (len(lengths), 1), device=confidence.device, generator=generator
+        )
+        key = -torch.minimum(2 * _rank(high) + coin, 2 * _rank(low) + 1 - coin).double()
+
+    key = key.masked_fill(~valid, -torch.inf)
+    # cover[t]: the largest key among the starts t - span + 1 .. t that reach frame t.
+    cover = F.max_pool1d(F.pad(key[:, None], (span - 1, 0), value=-torch.inf), span, 1)
+    cover = cover[:, 0].masked_fill_(~valid, -torch.inf)  # (B, T)
+    wanted = (lengths.double() * mask_ratio).ceil().long()  # (B,)
+    last = _nth_largest(cover, wanted.clamp(min=1))
+    return (cover >= last) & valid & (wanted > 0)[:, None]
+
+
+def _check_rows(
+    confidence: torch.Tensor, lengths: torch.Tensor, valid: torch.Tensor, strategy: str
+) -> None:
+    if bool(((lengths < 0) | (lengths > confidence.size(1))).any()):
+        raise ValueError(
+            f"lengths must be in [0, {confidence.size(1)}], got {lengths.tolist()}"
+        )
+    if strategy == "random":
+        return
+    bad = valid & ~((confidence >= 0) & (confidence <= 1))
+    if bool(bad.any()):
+        row = int(bad.any(dim=1).nonzero()[0])
+        check_track(confidence[row, : lengths[row]].numpy(), f"row {row}")
+
+
+class GuidedMasking(torch.nn.Module):
+    """Replaces frames by a learned embedding where the policy says so.
+
+    Takes the place of ESPnet's ``Masking`` under the same parameter name, so weights
+    go from one to the other.
+
+    Args:
+        mask_embedding: (C,), the parameter of the module that this one replaces.
+        mask_ratio, span, strategy: as in :func:`sample_span_mask`.
+    """
+
+    def __init__(
+        self,
+        mask_embedding: torch.nn.Parameter,
+        mask_ratio: float,
+        span: int,
+        strategy: str,
+    ):
+        super().__init__()
+        check_mask_options(mask_ratio, span, strategy)
+        self.mask_embedding = mask_embedding
+        self.mask_ratio = mask_ratio
+        self.span = span
+        self.strategy = strategy
+
+    def extra_repr(self) -> str:
+        return f"mask_ratio={self.mask_ratio}, span={self.span}, strategy={self.strategy}"
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        padding_mask: torch.Tensor,
+        confidence: Optional[torch.Tensor] = None,
+        generator: Optional[torch.Generator] = None,
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Mask a batch; ``x`` itself stays as it is.
+
+        Args:
+            x: encoded frames (B, T, C), float.
+            padding_mask: True at padding (B, T), bool.
+            confidence: s_t (B, T), float; may be None for ``random`` only.
+            generator: source of randomness, on the device of ``x``.
+
+        Returns:
+            The masked frames (B, T, C), and ``mask_m`` and ``mask_u``, True at the
+            masked and at the unmasked valid frames, (B, T), bool.
+        """
+        if confidence is None:
+            if self.strategy != "random":
+                raise ValueError(f"strategy: {self.strategy} needs confidence, got none")
+            confidence = x.new_zeros(x.shape[:2])
+        mask = sample_span_mask(
+            confidence,
+            (~padding_mask).sum(dim=1),
+            self.mask_ratio,
+            self.span,
+            self.strategy,
+            generator,
+        )
+        masked = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
+        return masked, {"mask_m": mask, "mask_u": ~mask & ~padding_mask}

@@ -1,0 +1,185 @@
+"""ESPnet's SSL model with masks and loss weights from confidence."""
+
+from typing import Dict, Optional, Tuple
+
+import torch
+from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
+from espnet2.ssl.espnet_model import ESPnetSSLModel
+from espnet2.torch_utils.device_funcs import force_gatherable
+
+from espnet_atm.config import SSLConf
+from espnet_atm.confidence import utterance_confidence
+from espnet_atm.masking import GuidedMasking
+from espnet_atm.weighting import frame_weights
+
+# Validation draws the same noise for each batch, so that its losses compare.
+VALIDATION_SEED = 0
+
+
+class ATMSSLModel(ESPnetSSLModel):
+    """An ESPnet SSL model that is told where a scorer was sure.
+
+    Built from a stock model: parameters, their names and their initial values stay.
+
+    Args:
+        model: what ESPnet's task built, with its ``mask`` util.
+        conf: the checked ``ssl_conf``.
+
+    Raises:
+        ValueError: when a loss cannot do what ``conf`` asks for.
+    """
+
+    def __init__(self, model: ESPnetSSLModel, conf: SSLConf):
+        if model.util_attributes != {"mask"}:
+            raise ValueError(
+                "ssl_conf guides masks: the losses must use the util 'mask' and no "
+                f"other, and these use {sorted(model.util_attributes)}"
+            )
+        if conf.loss_scale != "none":
+            for loss in model.losses:
+                if not getattr(loss, "accepts_weight", False):
+                    raise ValueError(
+                        f"ssl_conf.loss_scale: {conf.loss_scale} is not possible with "
+                        f"{type(loss).__name__}, which takes no weights; write none"
+                    )
+        masking = GuidedMasking(
+            model.util_modules["mask"].mask_embedding, **conf.masking()
+        )
+        super().__init__(
+            frontend=model.frontend,
+            specaug=model.specaug,
+            normalize=model.normalize,
+            preencoder=model.preencoder,
+            encoder=model.encoder,
+            losses=list(model.losses),
+            util_attributes=model.util_attributes,
+            required_inputs=model.required_inputs,
+            util_modules=torch.nn.ModuleDict({"mask": masking}),
+            token_list=model.token_list,
+        )
+        self.conf = conf
+
+    def collect_feats(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor, **kwargs
+    ) -> Dict[str, torch.Tensor]:
+        """Features for statistics; labels are not needed."""
+        feats, feats_lengths = self._extract_feats(speech, speech_lengths)
+        return {"feats": feats, "feats_lengths": feats_lengths}
+
+    def forward(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        text: Optional[torch.Tensor] = None,
+        text_lengths: Optional[torch.Tensor] = None,
+        confidence: Optional[torch.Tensor] = None,
+        confidence_lengths: Optional[torch.Tensor] = None,
+        **kwargs,
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor]:
+        """Loss of a batch.
+
+        Args:
+            speech: (B, N), float.
+            speech_lengths: samples of each utterance (B,), int.
+            text: one label for each encoder frame (B, T), int, for losses that want it.
+            text_lengths: (B,), int.
+            confidence: s_t for each encoder frame (B, T), float.
+            confidence_lengths: (B,), int.
+
+        Returns:
+            Scalar loss, statistics to log, and the weight of the batch (utterances).
+        """
+        data = self.encode(
+            speech, speech_lengths, confidence=confidence, text=text
+        )
+        data.update(text=text, text_lengths=text_lengths)
+
+        total_loss = 0.0
+        stats = data["stats"]
+        for loss_func in self.losses:
+            loss, loss_stats = loss_func(
+                **{k: data[k] for k in loss_func.required_inputs}
+            )
+            total_loss = total_loss + loss
+            stats.update(loss_stats)
+        stats["loss"] = total_loss.detach()
+
+        if self.training:
+            self.global_step = self.global_step + 1
+        weight = stats.pop("sample_size", len(speech))
+        return force_gatherable((total_loss, stats, weight), total_loss.device)
+
+    def encode(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        text: Optional[torch.Tensor] = None,
+        text_lengths: Optional[torch.Tensor] = None,
+        use_final_output: bool = True,
+        confidence: Optional[torch.Tensor] = None,
+    ) -> Dict:
+        """Features, mask, context network; arguments as in :meth:`forward`."""
+        data = {}
+        feats, lengths = self._extract_feats(speech, speech_lengths)
+        data.update(frontend=feats, frontend_lengths=lengths)
+        if self.specaug is not None and self.training:
+            feats, lengths = self.specaug(feats, lengths)
+        if self.normalize is not None:
+            feats, lengths = self.normalize(feats, lengths)
+        if self.preencoder is not None:
+            feats, lengths = self.preencoder(feats, lengths)
+        data.update(preencoder=feats, preencoder_lengths=lengths)
+
+        # (B, T), T: encoder frames
+        padding = make_pad_mask(lengths, maxlen=feats.size(1)).to(feats.device)
+        if confidence is not None and confidence.shape != padding.shape:
+            raise ValueError(
+                f"confidence of shape {tuple(confidence.shape)} for encoder frames of "
+                f"shape {tuple(padding.shape)}"
+            )
+        generator = None
+        if not self.training:
+            generator = torch.Generator(feats.device).manual_seed(VALIDATION_SEED)
+        feats, mask_info = self.util_modules["mask"](
+            feats, padding, confidence, generator
+        )
+        mask_info["weight"] = None
+        if self.conf.loss_scale != "none":
+            mask_info["weight"] = frame_weights(
+                confidence,
+                lengths,
+                mask_info["mask_m"],
+                self.conf.loss_scale,
+                self.conf.average,
+                self.conf.frame_prob,
+                generator,
+            )
+        data["mask_info"] = mask_info
+        data["stats"] = _mask_stats(mask_info, lengths, confidence)
+
+        output, output_lengths, _ = self.encoder(
+            feats, lengths, masks=padding, return_all_hs=True
+        )
+        output, layers = output
+        if use_final_output:  # for encoders with a final norm
+            layers = layers[:-1] + [output]
+        data.update(encoder_output=layers, encoder_output_lengths=output_lengths)
+        return data
+
+
+def _mask_stats(
+    mask_info: Dict[str, torch.Tensor],
+    lengths: torch.Tensor,
+    confidence: Optional[torch.Tensor],
+) -> Dict[str, torch.Tensor]:
+    """What was masked, for the log: tensors, so that the device is not waited for."""
+    masked, unmasked = mask_info["mask_m"], mask_info["mask_u"]
+    stats = {"mask_ratio": masked.sum() / lengths.sum().clamp(min=1)}
+    if confidence is not None:
+        for name, where in (("masked", masked), ("unmasked", unmasked)):
+            total = torch.where(where, confidence, 0).sum()
+            stats[f"confidence_{name}"] = total / where.sum().clamp(min=1)
+        stats["confidence_utterance"] = utterance_confidence(
+            confidence, lengths.to(confidence.device)
+        ).mean()
+    return {name: value.detach().float() for name, value in stats.items()}

@@ -1,0 +1,143 @@
+"""ESPnet's SSL task with ``ssl_conf``."""
+
+import argparse
+import logging
+from typing import Callable, Collection, Dict, List, Optional, Tuple
+
+import espnet2.tasks.ssl
+import numpy as np
+import torch
+from espnet2.ssl.espnet_model import ESPnetSSLModel
+from espnet2.tasks.ssl import (
+    SSLTask,
+    frontend_choices,
+    loss_choices,
+    preencoder_choices,
+)
+from espnet2.utils.nested_dict_action import NestedDictAction
+from typeguard import typechecked
+
+from espnet_atm.collate import SyncedCollateFn
+from espnet_atm.config import TRACK, SSLConf, find_track, read_track_grid
+from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
+from espnet_atm.losses.hubert import HuBERTLoss
+from espnet_atm.model import ATMSSLModel
+from espnet_atm.preencoder import Conv2dPreEncoder
+
+# Registered for everyone: without ssl_conf the loss is ESPnet's own, and the preencoder
+# is one choice more.
+loss_choices.classes["hubert"] = HuBERTLoss
+preencoder_choices.classes["conv2d"] = Conv2dPreEncoder
+
+
+def encoder_grid(args: argparse.Namespace) -> FrameGrid:
+    """The frames that ``args`` masks: what front end and preencoder put out.
+
+    Raises:
+        ValueError: when their frame times are not known.
+    """
+    if args.input_size is not None:
+        raise ValueError(
+            f"ssl_conf needs audio, to know when a frame happens: input_size: "
+            f"{args.input_size} reads features; write input_size: null and a frontend"
+        )
+    with torch.device("meta"):  # shapes only
+        frontend = frontend_choices.get_class(args.frontend)(**args.frontend_conf)
+        layers = frontend_layers(frontend)
+        if args.preencoder == "conv2d":
+            conf = {"input_size": frontend.output_size(), **args.preencoder_conf}
+            layers += subsampling_layers(Conv2dPreEncoder(**conf))
+        elif args.preencoder not in (None, "linear"):
+            raise ValueError(
+                f"preencoder: {args.preencoder} has frame times that are not known; "
+                "write conv2d, linear or null"
+            )
+    return FrameGrid.from_layers(layers)
+
+
+class ATMSSLTask(SSLTask):
+    """ESPnet's SSL task; with ``ssl_conf``, masks and loss weights follow confidence."""
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser):
+        """Add ``--ssl_conf`` to ESPnet's arguments."""
+        super().add_task_arguments(parser)
+        parser.add_argument(
+            "--ssl_conf",
+            action=NestedDictAction,
+            default=dict(),
+            help="Ask2Mask: masker, masker_conf, loss_scale, loss_scale_conf. "
+            "Without it, ESPnet's own masking.",
+        )
+
+    @classmethod
+    @typechecked
+    def optional_data_names(
+        cls, train: bool = True, inference: bool = False
+    ) -> Tuple[str, ...]:
+        return super().optional_data_names(train, inference) + (TRACK,)
+
+    @classmethod
+    @typechecked
+    def main_worker(cls, args: argparse.Namespace):
+        """Refuse what cannot train before anything is built."""
+        if args.ssl_conf:
+            conf = SSLConf.parse(args.ssl_conf)
+            grid = encoder_grid(args)
+            for mode in ("train", "valid"):
+                option = f"{mode}_data_path_and_name_and_type"
+                paths = getattr(args, option)
+                if conf.needs_track or any(name == TRACK for _, name, _ in paths):
+                    read_track_grid(find_track(paths, option), grid)
+        super().main_worker(args)
+
+    @classmethod
+    @typechecked
+    def build_collate_fn(cls, args: argparse.Namespace, train: bool) -> Callable[
+        [Collection[Tuple[str, Dict[str, np.ndarray]]]],
+        Tuple[List[str], Dict[str, torch.Tensor]],
+    ]:
+        """Collate as ESPnet does, or in step with the encoder's frames."""
+        stock = super().build_collate_fn(args, train)
+        if not args.ssl_conf:
+            return stock
+        grid = encoder_grid(args)
+        return SyncedCollateFn(stock, grid, cls.track_grid(args, grid))
+
+    @classmethod
+    def track_grid(
+        cls, args: argparse.Namespace, grid: FrameGrid
+    ) -> Optional[FrameGrid]:
+        """The time grid of the confidence that the data options name, if any.
+
+        ESPnet collects the statistics of both sets with ``train=False``, so both must
+        be on one grid.
+        """
+        grids = {
+            mode: read_track_grid(path, grid)
+            for mode in ("train", "valid")
+            for path, name, _ in getattr(args, f"{mode}_data_path_and_name_and_type")
+            if name == TRACK
+        }
+        if len(set(grids.values())) > 1:
+            raise ValueError(
+                f"the confidences of the training set ({grids['train']}) and of the "
+                f"validation set ({grids['valid']}) come from different scorers"
+            )
+        return next(iter(grids.values()), None)
+
+    @classmethod
+    @typechecked
+    def build_model(cls, args: argparse.Namespace) -> ESPnetSSLModel:
+        """Build ESPnet's model and, with ``ssl_conf``, hand it to ours."""
+        model = super().build_model(args)
+        if not getattr(args, "ssl_conf", None):  # also configs of stock ESPnet
+            return model
+        conf = SSLConf.parse(args.ssl_conf)
+        logging.info(f"Ask2Mask: {conf}")
+        return ATMSSLModel(model, conf)
+
+
+def install() -> None:
+    """Make every user of ``espnet2.tasks.ssl.SSLTask`` get ours."""
+    espnet2.tasks.ssl.SSLTask = ATMSSLTask
