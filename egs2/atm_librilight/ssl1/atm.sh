@@ -174,7 +174,8 @@ make_key() { printf '%s\n' "$@" | md5sum | cut -c-32; }
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
 ssl_sh() {
-    ./ssl.sh --nj "${nj}" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
+    # ssl.sh logs a variable "iter" that it never sets
+    iter= ./ssl.sh --nj "${nj}" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
         --dumpdir "${dumpdir}" --expdir "${expdir}" --python "${python}" \
         --audio_format "${audio_format}" --fs "${fs}" --feats_normalize none \
         --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}" \

@@ -12,8 +12,8 @@ done
 
 opts=()
 case "${corpus}" in
-    mini) opts+=(--ssl_max_epoch 8 --asr_max_epoch 20) ;;
-    fillets) opts+=(--ssl_max_epoch 12 --asr_max_epoch 25) ;;
+    mini) opts+=(--ssl_max_epoch 6 --asr_max_epoch 15) ;;
+    fillets) opts+=(--ssl_max_epoch 10 --asr_max_epoch 20) ;;
 esac
 
 ./atm.sh --corpus "${corpus}" "${opts[@]}" "$@"
