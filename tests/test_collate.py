@@ -1,0 +1,181 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from espnet2.train.collate_fn import HuBERTCollateFn
+from test_frames import logmel, wav2vec_cnn
+
+from espnet_atm.collate import SyncedCollateFn
+from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
+from espnet_atm.preencoder import Conv2dPreEncoder
+
+# The paper's feature path, and that of wav2vec 2.0.
+PATHS = {
+    "conv2d": lambda: (logmel(), Conv2dPreEncoder(80, 16)),
+    "wav2vec_cnn": lambda: (wav2vec_cnn(), None),
+}
+
+
+def grid_of(frontend, preencoder) -> FrameGrid:
+    layers = frontend_layers(frontend)
+    return FrameGrid.from_layers(
+        layers + (subsampling_layers(preencoder) if preencoder else [])
+    )
+
+
+def collate(grid, track_grid=None, **options) -> SyncedCollateFn:
+    options = {"train": True, "label_downsampling": 1, **options}
+    return SyncedCollateFn(HuBERTCollateFn(**options), grid, track_grid)
+
+
+def response(frontend, preencoder, speech, event) -> torch.Tensor:
+    """How much each encoded frame feels the event (T,)."""
+
+    def encode(x):
+        x, lengths = frontend(x[None], torch.tensor([len(x)]))
+        return (preencoder(x, lengths)[0] if preencoder else x)[0]
+
+    with torch.no_grad():
+        quiet = speech.clone()
+        quiet[event] = 0
+        return (encode(speech) - encode(quiet)).abs().sum(dim=1)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("scorer", PATHS)
+def test_an_event_lands_in_the_right_frame_after_cropping(path, scorer):
+    frontend, preencoder = PATHS[path]()
+    frontend.eval()
+    grid = grid_of(frontend, preencoder)
+    rng = np.random.default_rng(0)
+    samples, tried = 48000, 0
+    short = np.zeros(20000, dtype=np.float32)
+    short_labels = np.zeros((len(short) - 400) // 160 + 1, dtype=np.int64)
+    track_grid = grid_of(*PATHS[scorer]())
+    short_track = np.zeros(track_grid.length(len(short)), dtype=np.float32)
+    function = collate(grid, track_grid, label_downsampling=grid.shift // 160)
+    for _ in range(30):
+        event = int(rng.integers(2000, samples - 2000))
+        speech = 1e-3 * rng.standard_normal(samples).astype(np.float32)
+        speech[event] = 1.0
+        # Labels as from MFCC: 25 ms windows every 10 ms, the first centred at 12.5 ms.
+        times = 199.5 + 160 * np.arange((samples - 400) // 160 + 1)
+        labels = (times - event).round().astype(np.int64)
+        frames = np.arange(track_grid.length(samples))
+        times = track_grid.offset + track_grid.shift * frames
+        track = np.exp(-np.abs(times - event) / 16000).astype(np.float32)
+        _, batch = function(
+            [
+                ("long", dict(speech=speech, text=labels, confidence=track[:, None])),
+                ("short", dict(speech=short, text=short_labels, confidence=short_track)),
+            ]
+        )
+        cropped = batch["speech"][0]
+        found = int(cropped.argmax())
+        if cropped[found] < 1 or not 1500 < found < len(short) - 1500:
+            continue
+        tried += 1
+        felt = response(frontend, preencoder, cropped, found)
+        assert len(felt) == batch["text"].size(1) == batch["confidence"].size(1)
+        # The front end itself feels the event in the frames that the grid says ...
+        centre = float((felt * torch.arange(len(felt))).sum() / felt.sum())
+        assert abs(grid.offset + grid.shift * centre - found) <= grid.shift / 2
+        # ... and so do labels and confidence.
+        # ... each frame has a label of its own time, to within a label ...
+        centres = grid.offset + grid.shift * np.arange(len(felt))
+        assert np.abs(batch["text"][0].numpy() + found - centres).max() <= 160
+        # ... and confidence peaks there; a track tells no finer than its own frames.
+        peak = centres[int(batch["confidence"][0].argmax())]
+        coarser = track_grid.shift / 2 if track_grid != grid else 0
+        assert abs(peak - found) <= grid.shift / 2 + coarser
+    assert tried >= 5
+
+
+def test_labels_do_not_lag_on_average():
+    """ESPnet's own collate function lets them start 0.75 frames early."""
+    grid = FrameGrid.from_layers(frontend_layers(wav2vec_cnn()))
+    function = collate(grid)
+    lags = []
+    for _ in range(300):
+        samples = 16000
+        # speech tells its time, labels tell their frame
+        speech = np.arange(samples, dtype=np.float32)
+        labels = np.arange(grid.length(samples))
+        short = np.zeros(8000, dtype=np.float32)
+        _, batch = function(
+            [
+                ("a", dict(speech=speech, text=labels)),
+                ("b", dict(speech=short, text=labels[: grid.length(8000)])),
+            ]
+        )
+        start = float(batch["speech"][0, 0])
+        lags.append(start / grid.shift - float(batch["text"][0, 0]))
+    assert np.abs(lags).max() == 0 and len(set(lags)) == 1
+
+
+def test_labels_at_the_encoder_rate_stay_as_they_are():
+    grid = FrameGrid.from_layers([(400, 320, 0)])
+    labels = np.arange(grid.length(16000))
+    _, batch = collate(grid, train=False)(
+        [("a", dict(speech=np.zeros(16000, np.float32), text=labels))]
+    )
+    assert batch["text"][0].tolist() == labels.tolist()
+
+
+def test_labels_at_10_ms_match_espnets_thinning():
+    """For the wav2vec CNN, MFCC labels are thinned to every second one."""
+    grid = FrameGrid.from_layers(frontend_layers(wav2vec_cnn()))
+    samples = 16000
+    labels = np.arange((samples - 400) // 160 + 1)
+    _, batch = collate(grid, train=False, label_downsampling=2)(
+        [("a", dict(speech=np.zeros(samples, np.float32), text=labels))]
+    )
+    assert batch["text"][0].tolist() == labels[::2].tolist()[: grid.length(samples)]
+
+
+def test_validation_is_not_cropped_but_padded():
+    grid = FrameGrid.from_layers([(400, 320, 0)])
+    data = [
+        (utt, dict(speech=np.ones(n, np.float32), confidence=np.ones(grid.length(n))))
+        for utt, n in (("a", 4000), ("b", 8000))
+    ]
+    utts, batch = collate(grid, FrameGrid(320, 199.5), train=False)(data)
+    assert utts == ["a", "b"]
+    assert batch["speech_lengths"].tolist() == [4000, 8000]
+    assert batch["confidence_lengths"].tolist() == [grid.length(4000), grid.length(8000)]
+    assert (batch["confidence"][0, grid.length(4000) :] == 0).all()
+
+
+def test_pad_keeps_the_longest_whole():
+    grid = FrameGrid.from_layers([(400, 320, 0)])
+    data = [(u, dict(speech=np.ones(n, np.float32))) for u, n in (("a", 4000), ("b", 8000))]
+    _, batch = collate(grid, pad=True)(data)
+    assert batch["speech_lengths"].tolist() == [4000, 8000]
+
+
+@pytest.mark.parametrize(
+    "stream, value, message",
+    [
+        ("confidence", np.full(49, math.nan), "utt1: .*nan in frame 0"),
+        ("confidence", np.full(49, -0.25), "utt1: .*-0.25 in frame 0"),
+        ("confidence", np.ones(48), "utt1: a track of 48 frames .* 49 frames"),
+        ("text", np.ones(40, int), "utt1: 40 labels of 320 samples .* 16000 samples"),
+    ],
+)
+def test_streams_that_do_not_fit_are_refused_by_utterance(stream, value, message):
+    grid = FrameGrid.from_layers([(400, 320, 0)])
+    good = dict(speech=np.zeros(16000, np.float32))
+    with pytest.raises(ValueError, match=message):
+        collate(grid, FrameGrid(320, 199.5))([("utt1", {**good, stream: value})])
+
+
+def test_too_short_audio_is_refused_by_utterance():
+    grid = FrameGrid.from_layers([(400, 320, 0)])
+    with pytest.raises(ValueError, match="utt1: 399 samples are too short"):
+        collate(grid)([("utt1", dict(speech=np.zeros(399, np.float32)))])
+
+
+def test_label_rate_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="label_downsampling: 3 does not divide"):
+        collate(FrameGrid(640, 479.5), label_downsampling=3)

@@ -1,0 +1,78 @@
+from argparse import Namespace
+
+import pytest
+
+from espnet_atm.config import SSLConf, find_track, read_track_grid
+from espnet_atm.frames import FrameGrid
+
+ENCODER = FrameGrid(640, 479.5)
+
+
+def test_defaults_are_the_papers():
+    conf = SSLConf.parse({"masker": "atm"})
+    assert (conf.mask_ratio, conf.span, conf.strategy) == (0.40, 10, "high")
+    assert conf.loss_scale == "none" and conf.needs_track
+    baseline = SSLConf.parse({"masker": "random"})
+    assert (baseline.mask_ratio, baseline.strategy) == (0.49, "random")
+    assert not baseline.needs_track
+    assert SSLConf.parse({"masker": "random", "loss_scale": "utterance"}).needs_track
+
+
+@pytest.mark.parametrize(
+    "conf, message",
+    [
+        ({"masker": "best"}, r"ssl_conf.masker: 'best' is not known; write one of \('atm'"),
+        (
+            {"masker_conf": {"mask_ratio": 1.5}},
+            r"ssl_conf.masker_conf.mask_ratio: 1.5 is not in \[0, 1\].*mask_ratio: 0.40",
+        ),
+        ({"masker_conf": {"mask_ratio": "half"}}, "mask_ratio: 'half' is not a number"),
+        (
+            {"masker_conf": {"strategy": "highest"}},
+            "ssl_conf.masker_conf.strategy: 'highest' is not known; write one of high",
+        ),
+        ({"masker_conf": {"span": 0}}, "span: 0 is not a positive number of frames"),
+        ({"masker": "random", "masker_conf": {"strategy": "low"}}, "'low' needs masker: atm"),
+        ({"loss_scale": "utt"}, "ssl_conf.loss_scale: 'utt' is not known; write one of"),
+        ({"mask_ratio": 0.4}, "ssl_conf: unknown 'mask_ratio'; known are masker, masker_conf"),
+        ({"masker_conf": {"ratio": 0.4}}, "ssl_conf.masker_conf: unknown 'ratio'"),
+        ({"loss_scale_conf": {"average": "all"}}, "loss_scale_conf.average: 'all'"),
+        ({"loss_scale_conf": {"frame_prob": 2}}, r"frame_prob: 2.0 is not in \[0, 1\]"),
+        ({"scorer": {"asr_model_file": "x"}}, "write scorer: null"),
+    ],
+)
+def test_impossible_settings_are_refused_with_what_to_write(conf, message):
+    with pytest.raises(ValueError, match=message):
+        SSLConf.parse(conf)
+
+
+def test_missing_track_is_refused_with_what_to_add():
+    option = "train_data_path_and_name_and_type"
+    paths = Namespace(paths=[("wav.scp", "speech", "sound")]).paths
+    with pytest.raises(ValueError, match=f"--{option} DIR/confidence.scp,confidence"):
+        find_track(paths, option)
+    paths.append(("c/confidence.scp", "confidence", "kaldi_ark"))
+    assert find_track(paths, option) == "c/confidence.scp"
+
+
+def test_grid_of_a_track(tmp_path):
+    scp = str(tmp_path / "confidence.scp")
+    with pytest.raises(ValueError, match="frame_shift is missing.*echo 640 > "):
+        read_track_grid(scp, ENCODER)
+    (tmp_path / "frame_shift").write_text("320\n")
+    assert read_track_grid(scp, ENCODER) == FrameGrid(320, 160)
+    (tmp_path / "frame_offset").write_text("199.5\n")
+    assert read_track_grid(scp, ENCODER) == FrameGrid(320, 199.5)
+
+
+@pytest.mark.parametrize("shift", ["0", "-640", "0.04", "forty", ""])
+def test_impossible_rates_are_refused(tmp_path, shift):
+    (tmp_path / "frame_shift").write_text(shift)
+    with pytest.raises(ValueError, match="is not a positive whole number of samples"):
+        read_track_grid(str(tmp_path / "confidence.scp"), ENCODER)
+
+
+def test_a_track_much_coarser_than_the_encoder_is_refused(tmp_path):
+    (tmp_path / "frame_shift").write_text("16000")
+    with pytest.raises(ValueError, match="one value in 16000 samples is too coarse .* 640"):
+        read_track_grid(str(tmp_path / "confidence.scp"), ENCODER)

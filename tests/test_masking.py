@@ -1,0 +1,198 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espnet_atm.masking import STRATEGIES, GuidedMasking, sample_span_mask
+
+
+def sequential_mask(confidence, ratio, span, generator):
+    """Eq. 3, drawn one start after the other."""
+    length = len(confidence)
+    weight = confidence.clone().double()
+    mask = torch.zeros(length, dtype=torch.bool)
+    while mask.sum() < ratio * length:
+        start = int(torch.multinomial(weight, 1, generator=generator))
+        weight[start] = 0
+        mask[start : start + span] = True
+    return mask
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    strategy=st.sampled_from(STRATEGIES),
+    ratio=st.sampled_from([0.0, 0.07, 0.3, 0.4, 0.49, 0.9, 1.0]),
+    span=st.integers(1, 12),
+    lengths=st.lists(st.integers(1, 24), min_size=1, max_size=5),
+    kind=st.sampled_from(["random", "zero", "one", "one-hot", "steps"]),
+)
+def test_ratio_is_met_on_every_row(strategy, ratio, span, lengths, kind):
+    lengths = torch.tensor(lengths)
+    shape = (len(lengths), int(lengths.max()) + 3)
+    confidence = {
+        "random": torch.rand(shape),
+        "zero": torch.zeros(shape),
+        "one": torch.ones(shape),
+        "one-hot": torch.nn.functional.one_hot(lengths - 1, shape[1]).float(),
+        "steps": (torch.rand(shape) * 4).round() / 4,
+    }[kind]
+    mask = sample_span_mask(confidence, lengths, ratio, span, strategy)
+    assert mask.dtype == torch.bool and mask.shape == shape
+    for row, length in zip(mask, lengths.tolist()):
+        masked = int(row.sum())
+        assert not row[length:].any()
+        assert masked >= ratio * length
+        assert masked == 0 if ratio == 0 else masked < ratio * length + span
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("length", range(1, 21))
+def test_short_rows(strategy, length):
+    mask = sample_span_mask(
+        torch.rand(3, length), torch.full((3,), length), 0.4, 10, strategy
+    )
+    masked = mask.sum(dim=1)
+    assert (masked >= 0.4 * length).all() and (masked < 0.4 * length + 10).all()
+
+
+def test_high_has_the_marginals_of_sequential_sampling(generator):
+    confidence = torch.tensor([0.9, 0.1, 0.5, 0.0, 1.0, 0.3, 0.7, 0.2, 0.05, 0.6])
+    draws = 20000
+    ours = sample_span_mask(
+        confidence.expand(draws, -1), torch.full((draws,), 10), 0.4, 3, "high", generator
+    )
+    plain = torch.stack(
+        [sequential_mask(confidence, 0.4, 3, generator) for _ in range(draws // 4)]
+    )
+    # 4 standard deviations of the difference of the two estimates
+    bound = 4 * math.sqrt(0.25 / draws + 0.25 / (draws // 4))
+    assert (ours.double().mean(0) - plain.double().mean(0)).abs().max() < bound
+
+
+@pytest.mark.parametrize("strategy, certain", [("high", 1), ("low", 0)])
+def test_first_starts_follow_the_confidence(strategy, certain, generator):
+    # One span, one frame wide: drawn in proportion to s_t (1 - s_t).
+    confidence = torch.tensor([0.1, 0.4, 0.25, 0.25])
+    draws = 40000
+    mask = sample_span_mask(
+        confidence.expand(draws, -1), torch.full((draws,), 4), 0.25, 1, strategy, generator
+    )
+    weight = confidence if certain else 1 - confidence
+    expected = weight / weight.sum()
+    got = mask.float().mean(0)
+    assert (got - expected).abs().max() < 4 * math.sqrt(0.25 / draws)
+
+
+def test_mixed_takes_half_of_the_spans_from_each(generator):
+    # 50 sure frames, 50 unsure ones, spans of one frame: 10 spans, 5 from each side.
+    confidence = torch.cat([torch.ones(50), torch.zeros(50)])[None]
+    for _ in range(20):
+        mask = sample_span_mask(
+            confidence, torch.tensor([100]), 0.10, 1, "mixed", generator
+        )
+        assert mask[0, :50].sum() == 5 and mask[0, 50:].sum() == 5
+
+
+def test_topk_masks_the_most_confident_starts():
+    confidence = torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.8, 0.0, 0.4, 0.5]])
+    mask = sample_span_mask(confidence, torch.tensor([8]), 0.5, 2, "topk")
+    assert mask.tolist() == [[False, True, True, False, True, True, False, False]]
+
+
+def test_random_needs_no_confidence():
+    mask = sample_span_mask(
+        torch.full((2, 50), math.nan), torch.tensor([50, 30]), 0.49, 10, "random"
+    )
+    assert mask.sum() >= 0.49 * 80
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rows_do_not_depend_on_each_other(strategy):
+    confidence = torch.rand(4, 60)
+    lengths = torch.tensor([60, 50, 40, 7])
+
+    def draw(confidence, lengths):
+        return sample_span_mask(
+            confidence, lengths, 0.4, 10, strategy, torch.Generator().manual_seed(3)
+        )
+
+    other = confidence.clone()
+    other[1:] = torch.rand(3, 60)
+    assert torch.equal(
+        draw(confidence, lengths)[0], draw(other, torch.tensor([60, 3, 60, 1]))[0]
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rows_and_draws_differ(strategy, generator):
+    confidence = torch.full((2, 200), 0.5)
+    lengths = torch.tensor([200, 200])
+    first = sample_span_mask(confidence, lengths, 0.4, 10, strategy, generator)
+    second = sample_span_mask(confidence, lengths, 0.4, 10, strategy, generator)
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first, second)
+
+
+def test_what_lies_in_the_padding_does_not_matter():
+    confidence = torch.rand(1, 40)
+    spoiled = confidence.clone()
+    spoiled[:, 30:] = math.nan
+    masks = [
+        sample_span_mask(c, torch.tensor([30]), generator=torch.Generator().manual_seed(0))
+        for c in (confidence, spoiled)
+    ]
+    assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -0.5, 2.0])
+def test_bad_confidence_is_refused_by_row(bad):
+    confidence = torch.full((3, 5), 0.5)
+    confidence[2, 4] = bad
+    with pytest.raises(ValueError, match="row 2: .* frame 4"):
+        sample_span_mask(confidence, torch.tensor([5, 5, 5]))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(mask_ratio=1.5), r"mask_ratio: 1.5 is not in \[0, 1\]"),
+        (dict(span=0), "span: 0 is not a positive number"),
+        (dict(strategy="best"), "strategy: 'best' is not known; write one of high, low"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sample_span_mask(torch.rand(1, 5), torch.tensor([5]), **options)
+
+
+def test_lengths_beyond_the_tensor_are_refused():
+    with pytest.raises(ValueError, match=r"lengths must be in \[0, 5\], got \[6\]"):
+        sample_span_mask(torch.rand(1, 5), torch.tensor([6]))
+
+
+def test_module_replaces_masked_frames_only():
+    embedding = torch.nn.Parameter(torch.full((3,), 7.0))
+    module = GuidedMasking(embedding, 0.4, 4, "high")
+    x = torch.randn(2, 30, 3)
+    before = x.clone()
+    padding = torch.arange(30)[None] >= torch.tensor([30, 20])[:, None]
+    masked, info = module(x, padding, torch.rand(2, 30))
+    assert torch.equal(x, before)
+    assert (masked[info["mask_m"]] == 7).all()
+    assert torch.equal(masked[~info["mask_m"]], x[~info["mask_m"]])
+    assert not (info["mask_m"] & padding).any() and not (info["mask_u"] & padding).any()
+    assert torch.equal(info["mask_m"] | info["mask_u"], ~padding)
+    masked.sum().backward()
+    torch.testing.assert_close(
+        embedding.grad, torch.full((3,), float(info["mask_m"].sum()))
+    )
+
+
+def test_module_casts_the_embedding_and_wants_confidence():
+    module = GuidedMasking(torch.nn.Parameter(torch.zeros(3)), 0.4, 4, "high")
+    x = torch.randn(1, 9, 3, dtype=torch.bfloat16)
+    padding = torch.zeros(1, 9, dtype=torch.bool)
+    assert module(x, padding, torch.rand(1, 9))[0].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="strategy: high needs confidence"):
+        module(x, padding)
