@@ -80,16 +80,36 @@ class ATMSSLTask(SSLTask):
     @classmethod
     @typechecked
     def main_worker(cls, args: argparse.Namespace):
-        """Refuse what cannot train before anything is built."""
+        """Refuse what cannot train before anything is built or written."""
         if args.ssl_conf:
-            conf = SSLConf.parse(args.ssl_conf)
-            grid = encoder_grid(args)
-            for mode in ("train", "valid"):
-                option = f"{mode}_data_path_and_name_and_type"
-                paths = getattr(args, option)
-                if conf.needs_track or any(name == TRACK for _, name, _ in paths):
-                    read_track_grid(find_track(paths, option), grid)
+            cls.check_ssl_conf(args)
         super().main_worker(args)
+
+    @classmethod
+    def check_ssl_conf(cls, args: argparse.Namespace) -> None:
+        """Try the settings on the first utterance of each set.
+
+        Raises:
+            ValueError: on impossible settings, on a missing track, and on labels or
+                confidence that do not fit the audio.
+        """
+        conf = SSLConf.parse(args.ssl_conf)
+        encoder_grid(args)
+        for mode in ("train", "valid"):
+            option = f"{mode}_data_path_and_name_and_type"
+            if conf.needs_track:
+                find_track(getattr(args, option), option)
+            first = cls.build_streaming_iterator(
+                data_path_and_name_and_type=getattr(args, option),
+                preprocess_fn=cls.build_preprocess_fn(args, train=False),
+                collate_fn=cls.build_collate_fn(args, train=False),
+                batch_size=1,
+                dtype=args.train_dtype,
+                num_workers=0,
+                allow_variable_data_keys=args.allow_variable_data_keys,
+                mode=mode,
+            )
+            next(iter(first))
 
     @classmethod
     @typechecked

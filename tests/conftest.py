@@ -3,8 +3,12 @@
 import sys
 from pathlib import Path
 
+import kaldiio
+import numpy as np
 import pytest
+import soundfile
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "egs2" / "atm_librilight" / "ssl1"
@@ -21,3 +25,93 @@ def seeded():
 def generator() -> torch.Generator:
     """A source of randomness of the test's own."""
     return torch.Generator().manual_seed(1)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """Ten utterances with labels at 10 ms and a confidence track at 40 ms.
+
+    ``wav.scp``, ``text``, ``shape`` (samples), ``tokens.txt``, and ``confidence.scp``
+    with its ``frame_shift``; the audio is noise of 1 to 1.5 s.
+    """
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    lines = {"wav.scp": [], "text": [], "shape": []}
+    tracks = {}
+    for number in range(10):
+        utt = f"utt{number}"
+        samples = int(rng.integers(16000, 24000))
+        speech = 0.1 * rng.standard_normal(samples)
+        soundfile.write(folder / f"{utt}.wav", speech, 16000, subtype="PCM_16")
+        labels = rng.integers(0, 4, (samples - 400) // 160 + 1)
+        tracks[utt] = rng.random((((samples // 160) // 2 - 1) // 2, 1)).astype("float32")
+        lines["wav.scp"].append(f"{utt} {folder}/{utt}.wav")
+        lines["text"].append(f"{utt} " + " ".join(map(str, labels)))
+        lines["shape"].append(f"{utt} {samples}")
+    for name, content in lines.items():
+        (folder / name).write_text("\n".join(content) + "\n")
+    (folder / "tokens.txt").write_text("0\n1\n2\n3\n<unk>\n")
+    kaldiio.save_ark(
+        str(folder / "confidence.ark"),
+        tracks,
+        scp=str(folder / "confidence.scp"),
+        compression_method=7,
+    )
+    (folder / "frame_shift").write_text("640\n")
+    (folder / "frame_offset").write_text("479.5\n")
+    return folder
+
+
+SSL_CONFIG = {
+    "frontend": "default",
+    "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80},
+    "normalize": "utterance_mvn",
+    "preencoder": "conv2d",
+    "preencoder_conf": {"output_size": 16},
+    "encoder": "conformer",
+    "encoder_conf": {
+        "input_layer": None,
+        "output_size": 16,
+        "attention_heads": 2,
+        "linear_units": 16,
+        "num_blocks": 2,
+        "rel_pos_type": "latest",
+        "macaron_style": True,
+    },
+    "loss": [{"name": "hubert", "conf": {"num_classes": 4, "final_dim": 8}}],
+    "collate_fn_conf": {"label_downsampling": 4},
+    "batch_type": "unsorted",
+    "batch_size": 5,
+    "optim": "adam",
+    "max_epoch": 1,
+    "num_workers": 0,
+    "num_att_plot": 0,
+    "use_matplotlib": False,
+    "use_tensorboard": False,
+}
+
+
+@pytest.fixture
+def ssl_command(corpus, tmp_path):
+    """Makes the arguments of ``ssl_train`` for the corpus."""
+
+    def make(streams=("speech", "text", "confidence"), **config) -> list[str]:
+        output_dir = tmp_path / f"exp{len(list(tmp_path.iterdir()))}"
+        output_dir.mkdir()
+        file = output_dir / "train.yaml"
+        file.write_text(yaml.safe_dump({**SSL_CONFIG, **config}))
+        types = {
+            "speech": "wav.scp,speech,sound",
+            "text": "text,text,text",
+            "confidence": "confidence.scp,confidence,kaldi_ark",
+        }
+        command = ["--config", str(file), "--output_dir", str(output_dir)]
+        command += ["--token_list", str(corpus / "tokens.txt"), "--token_type", "word"]
+        for mode in ("train", "valid"):
+            command += [f"--{mode}_shape_file", str(corpus / "shape")]
+            for stream in streams:
+                command += [f"--{mode}_data_path_and_name_and_type"]
+                command += [f"{corpus}/{types[stream]}"]
+        return command
+
+    return make

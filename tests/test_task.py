@@ -1,0 +1,178 @@
+import argparse
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from espnet_atm.frames import FrameGrid
+from espnet_atm.model import ATMSSLModel
+from espnet_atm.task import ATMSSLTask, encoder_grid
+
+ATM = {"masker": "atm"}
+# ESPnet's own options, with labels as its collate function wants them.
+WAV2VEC = dict(
+    frontend="wav2vec_cnn",
+    frontend_conf={
+        "norm_mode": "layer_norm",
+        "conv_mode": "standard",
+        "bias": True,
+        "shapes": [[8, 10, 5], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 2, 2], [8, 2, 2]],
+    },
+    preencoder="linear",
+    preencoder_conf={"output_size": 16},
+    collate_fn_conf={"label_downsampling": 2},
+)
+
+
+def arguments(command) -> argparse.Namespace:
+    return ATMSSLTask.get_parser().parse_args(command)
+
+
+def trained(command) -> dict:
+    """Train and return the parameters."""
+    ATMSSLTask.main(cmd=command)
+    return checkpoint(command)
+
+
+def checkpoint(command) -> dict:
+    folder = Path(command[command.index("--output_dir") + 1])
+    return torch.load(folder / "1epoch.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("path, shift", [({}, 640), (WAV2VEC, 320)])
+def test_encoder_grid_of_a_config(ssl_command, path, shift):
+    grid = encoder_grid(arguments(ssl_command(**path)))
+    assert grid == FrameGrid(shift, 479.5 if shift == 640 else 199.5, grid.layers)
+
+
+@pytest.mark.parametrize("path", [{}, WAV2VEC], ids=["conv2d", "wav2vec_cnn"])
+@pytest.mark.parametrize(
+    "ssl_conf",
+    [
+        ATM,
+        {"masker": "atm", "masker_conf": {"strategy": "mixed"}, "loss_scale": "utterance"},
+        {"masker": "random", "loss_scale": "frame", "loss_scale_conf": {"frame_prob": 0.5}},
+    ],
+    ids=["atm", "atm+s", "frame"],
+)
+def test_trains_with_confidence(ssl_command, ssl_conf, path):
+    command = ssl_command(ssl_conf=ssl_conf, **path)
+    before = ATMSSLTask.build_model(arguments(command)).state_dict()
+    after = trained(command)
+    assert set(before) == set(after)
+    moved = [k for k in after if not torch.equal(before[k], after[k])]
+    assert any(k.startswith("encoder") for k in moved)
+    assert "util_modules.mask.mask_embedding" in moved
+    # The run's config names the settings, and builds the same model again.
+    folder = Path(command[command.index("--output_dir") + 1])
+    model, _ = ATMSSLTask.build_model_from_file(folder / "config.yaml", folder / "1epoch.pth")
+    assert isinstance(model, ATMSSLModel)
+
+
+def test_random_masks_need_no_confidence(ssl_command):
+    trained(ssl_command(streams=("speech", "text"), ssl_conf={"masker": "random"}))
+
+
+def test_collects_statistics(ssl_command):
+    command = ssl_command(ssl_conf=ATM) + ["--collect_stats", "true"]
+    ATMSSLTask.main(cmd=command)
+    folder = Path(command[command.index("--output_dir") + 1]) / "train"
+    assert len((folder / "speech_shape").read_text().splitlines()) == 10
+    assert len((folder / "confidence_shape").read_text().splitlines()) == 10
+
+
+def test_without_ssl_conf_it_is_espnet_to_the_bit(ssl_command):
+    config = dict(WAV2VEC, util=[{"name": "mask", "conf": {"mask_prob": 0.6}}])
+    streams = ("speech", "text")
+    stock = ssl_command(streams=streams, **config)
+    subprocess.run(
+        [sys.executable, "-m", "espnet2.bin.ssl_train", *stock],
+        check=True,
+        cwd="/",
+        capture_output=True,
+    )
+    ours = ssl_command(streams=streams, **config)
+    subprocess.run(
+        [sys.executable, "-m", "espnet_atm", "-m", "espnet2.bin.ssl_train", *ours],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
+    expected, got = checkpoint(stock), checkpoint(ours)
+    assert set(expected) == set(got)
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+
+
+@pytest.mark.parametrize(
+    "config, streams, message",
+    [
+        (dict(ssl_conf=ATM), ("speech", "text"), "add --train_data_path_and_name_and_type"),
+        (
+            dict(ssl_conf={"masker": "random", "loss_scale": "utterance"}),
+            ("speech", "text"),
+            "needs frame confidences",
+        ),
+        (
+            dict(ssl_conf={"masker_conf": {"mask_ratio": 1.5}}),
+            ("speech", "text", "confidence"),
+            r"mask_ratio: 1.5 is not in \[0, 1\]",
+        ),
+        (
+            dict(ssl_conf={"masker_conf": {"strategy": "best"}}),
+            ("speech", "text", "confidence"),
+            "strategy: 'best' is not known",
+        ),
+        (
+            dict(ssl_conf=ATM, preencoder="sinc", preencoder_conf={}),
+            ("speech", "text", "confidence"),
+            "preencoder: sinc has frame times that are not known",
+        ),
+        (
+            dict(ssl_conf=ATM, input_size=80),
+            ("speech", "text", "confidence"),
+            "input_size: 80 reads features",
+        ),
+    ],
+)
+def test_impossible_configs_are_refused_at_the_start(
+    ssl_command, config, streams, message
+):
+    command = ssl_command(streams=streams, **config)
+    with pytest.raises(ValueError, match=message):
+        ATMSSLTask.main(cmd=command)
+    assert not (Path(command[command.index("--output_dir") + 1]) / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "shift, message",
+    [("64", "a track of .* frames of 64 samples"), ("64000", "too coarse")],
+)
+def test_a_track_at_an_impossible_rate_is_refused_at_the_start(
+    ssl_command, corpus, tmp_path, shift, message
+):
+    (tmp_path / "frame_shift").write_text(shift)
+    scp = tmp_path / "confidence.scp"
+    scp.write_text((corpus / "confidence.scp").read_text())
+    command = [
+        x.replace(f"{corpus}/confidence.scp", str(scp)) for x in ssl_command(ssl_conf=ATM)
+    ]
+    with pytest.raises(ValueError, match=message):
+        ATMSSLTask.main(cmd=command)
+    assert not (Path(command[command.index("--output_dir") + 1]) / "config.yaml").exists()
+
+
+def test_the_collate_function_can_be_sent_to_other_processes(ssl_command):
+    function = ATMSSLTask.build_collate_fn(arguments(ssl_command(ssl_conf=ATM)), True)
+    assert pickle.loads(pickle.dumps(function)).grid == function.grid
+
+
+def test_the_config_of_a_run_keeps_what_the_user_wrote(ssl_command):
+    command = ssl_command(ssl_conf=ATM) + ["--dry_run", "true"]
+    ATMSSLTask.main(cmd=command)
+    folder = Path(command[command.index("--output_dir") + 1])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["ssl_conf"] == ATM
