@@ -115,3 +115,53 @@ def ssl_command(corpus, tmp_path):
         return command
 
     return make
+
+
+ASR_CONFIG = {
+    "frontend": "default",
+    "frontend_conf": {"fs": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160},
+    "normalize": "utterance_mvn",
+    "encoder": "conformer",
+    "encoder_conf": {
+        "input_layer": "conv2d",
+        "output_size": 16,
+        "attention_heads": 2,
+        "linear_units": 16,
+        "num_blocks": 2,
+        "rel_pos_type": "latest",
+        "macaron_style": True,
+    },
+    "decoder": None,
+    "model_conf": {"ctc_weight": 1.0},
+    "token_list": ["<blank>", "<unk>", "a", "b", "<sos/eos>"],
+}
+
+
+@pytest.fixture(scope="session")
+def make_asr(tmp_path_factory):
+    """Makes an untrained ESPnet ASR model: its config.yaml and .pth."""
+    from espnet2.tasks.asr import ASRTask
+
+    def make(**config) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("asr")
+        file = folder / "train.yaml"
+        conf = {**ASR_CONFIG, **config}
+        tokens = conf.pop("token_list")
+        (folder / "tokens.txt").write_text("\n".join(tokens) + "\n")
+        file.write_text(yaml.safe_dump(conf))
+        args = ASRTask.get_parser().parse_args(
+            ["--config", str(file), "--token_list", str(folder / "tokens.txt")]
+        )
+        torch.manual_seed(0)
+        model = ASRTask.build_model(args)
+        torch.save(model.state_dict(), folder / "model.pth")
+        (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+        return folder / "config.yaml", folder / "model.pth"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def asr(make_asr) -> tuple[Path, Path]:
+    """An untrained conformer with CTC."""
+    return make_asr()

@@ -13,6 +13,7 @@ Run it again after any end, and it goes on where it was.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import logging
@@ -114,11 +115,18 @@ class ScoreWriter:
     """The three growing files, kept in step however the last run ended.
 
     A record goes to the ark, then to the scp, then to ``utt2confidence``; on opening,
-    all are cut back to the records that all three hold.
+    all are cut back to the records that all three hold. One process at a time: another
+    one waits until this one has ended, however it ends.
     """
 
     def __init__(self, output_dir: Path):
         self.dir = output_dir
+        self.lock = open(output_dir / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            logging.warning(f"{output_dir}: another process scores here; waiting")
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
         scp = self._whole_lines("confidence.scp")
         means = self._whole_lines("utt2confidence")
         kept = min(len(scp), len(means))
@@ -165,7 +173,7 @@ class ScoreWriter:
 
     def close(self) -> None:
         """Close the files."""
-        for f in (self.ark, self.scp, self.means):
+        for f in (self.ark, self.scp, self.means, self.lock):
             f.close()
 
 

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from espnet2.tasks.asr import ASRTask
+
+from espnet_atm.confidence import frame_confidence
+from espnet_atm.frames import FrameGrid
+from espnet_atm.scorer import Scorer
+
+
+@pytest.fixture(scope="module")
+def scorer(asr) -> Scorer:
+    return Scorer.from_files(*asr)
+
+
+def test_scores_are_the_largest_posteriors(asr, scorer):
+    speech = torch.randn(1, 20000)
+    model, _ = ASRTask.build_model_from_file(*map(str, asr))
+    model.eval()
+    with torch.no_grad():
+        encoded, lengths = model.encode(speech, torch.tensor([20000]))
+        expected = model.ctc.softmax(encoded).max(dim=-1).values
+    confidence, frames = scorer.score(speech, torch.tensor([20000]))
+    assert torch.equal(frames, lengths)
+    torch.testing.assert_close(confidence, expected)
+    other, _ = scorer.score(speech, torch.tensor([20000]), measure="entropy")
+    log_probs, _ = scorer.log_probs(speech, torch.tensor([20000]))
+    torch.testing.assert_close(other, frame_confidence(log_probs, "entropy"))
+
+
+def test_padding_has_no_confidence_and_hardly_an_effect(scorer):
+    speech = torch.randn(2, 20000)
+    lengths = torch.tensor([20000, 12000])
+    both, frames = scorer.score(speech, lengths)
+    alone, count = scorer.score(speech[1:, :12000], lengths[1:])
+    assert frames[1] == count[0]
+    # ESPnet's STFT mirrors the end of a single utterance, and sees zeros in a batch.
+    torch.testing.assert_close(both[1, : int(count)], alone[0], atol=5e-3, rtol=0)
+    assert (both[1, int(count) :] == 0).all()
+
+
+def test_grid_follows_the_layers(scorer):
+    assert (scorer.grid.shift, scorer.grid.offset) == (640, 479.5)
+    assert scorer.sampling_rate == 16000
+
+
+def test_grid_of_other_front_ends(make_asr):
+    cnn = {"norm_mode": "group_norm", "conv_mode": "standard", "bias": True, "shapes":
+           [[8, 10, 5], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 2, 2], [8, 2, 2]]}
+    encoder = dict(input_layer="linear", output_size=16, attention_heads=2,
+                   linear_units=16, num_blocks=1)
+    files = make_asr(
+        frontend="wav2vec_cnn", frontend_conf=cnn, encoder="transformer",
+        encoder_conf=encoder, normalize=None,
+    )
+    grid = Scorer.from_files(*files).grid
+    assert grid == FrameGrid(320, 199.5, grid.layers) and grid.layers
+    # sinc convolutions over sliding windows: measured
+    files = make_asr(
+        frontend="sliding_window", frontend_conf={"hop_length": 160, "win_length": 400},
+        preencoder="sinc", preencoder_conf={"fs": 16000}, normalize=None,
+        encoder="transformer", encoder_conf=encoder,
+    )
+    scorer = Scorer.from_files(*files)
+    _, frames = scorer.score(torch.randn(1, 48000), torch.tensor([48000]))
+    assert abs(48000 / int(frames) - scorer.grid.shift) < 16
+
+
+def test_a_model_without_ctc_is_refused(make_asr):
+    files = make_asr(
+        model_conf={"ctc_weight": 0.0},
+        decoder="transformer",
+        decoder_conf=dict(attention_heads=2, linear_units=8, num_blocks=1),
+    )
+    with pytest.raises(ValueError, match=r"no CTC head \(ctc_weight: 0.0\)"):
+        Scorer.from_files(*files)
+
+
+def test_missing_files_are_named(asr, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.pth"):
+        Scorer.from_files(asr[0], tmp_path / "nothing.pth")
