@@ -109,7 +109,10 @@ class SyncedCollateFn:
                 self.grid.offset,
             )
         except ValueError as e:
-            raise ValueError(f"{utt}: {e}") from None
+            raise ValueError(
+                f"{utt}: {e}; check that frame_shift beside its confidence.scp says how "
+                "many samples a frame lasts, and that this audio was scored"
+            ) from None
 
     def _align_labels(self, utt: str, labels: np.ndarray, num_samples: int) -> np.ndarray:
         """For each encoder frame the label nearest in time, (L,) -> (T,)."""

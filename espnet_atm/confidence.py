@@ -43,7 +43,7 @@ def frame_confidence(
         raise ValueError(f"measure must be one of {MEASURES}, got {measure!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    if log_probs.numel() > 0 and log_probs.max() > 1e-3:
+    if log_probs.numel() > 0 and not log_probs.max() <= 1e-3:  # NaN is not either
         raise ValueError(
             f"log_probs must not exceed 0, got {log_probs.max():.4g}: pass "
             "log-posteriors (log_softmax), not logits or probabilities"

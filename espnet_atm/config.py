@@ -51,13 +51,15 @@ class SSLConf:
         Raises:
             ValueError: on unknown keys and impossible values, saying what to write.
         """
-        conf = dict(conf)
+        conf = _mapping("ssl_conf", conf)
         masker = _one_of("ssl_conf.masker", conf.pop("masker", "atm"), MASKERS)
         scale = _one_of(
             "ssl_conf.loss_scale", conf.pop("loss_scale", None) or "none", SCALES
         )
-        masker_conf = dict(conf.pop("masker_conf", None) or {})
-        scale_conf = dict(conf.pop("loss_scale_conf", None) or {})
+        masker_conf = _mapping("ssl_conf.masker_conf", conf.pop("masker_conf", None))
+        scale_conf = _mapping(
+            "ssl_conf.loss_scale_conf", conf.pop("loss_scale_conf", None)
+        )
         if conf.pop("scorer", None) is not None:
             raise ValueError(
                 "ssl_conf.scorer: scoring inside training is not there yet; write "
@@ -117,6 +119,12 @@ def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: {value!r} is not known; write one of {choices}")
     return value
+
+
+def _mapping(name: str, value: Any) -> Dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name}: {value!r} is not a mapping of options to values")
+    return dict(value or {})
 
 
 def _number(name: str, value: Any) -> float:

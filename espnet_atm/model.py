@@ -9,6 +9,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 
 from espnet_atm.config import SSLConf
 from espnet_atm.confidence import utterance_confidence
+from espnet_atm.frames import subsampling_layers
 from espnet_atm.masking import GuidedMasking
 from espnet_atm.weighting import frame_weights
 
@@ -34,6 +35,20 @@ class ATMSSLModel(ESPnetSSLModel):
             raise ValueError(
                 "ssl_conf guides masks: the losses must use the util 'mask' and no "
                 f"other, and these use {sorted(model.util_attributes)}"
+            )
+        before = model.frontend if model.preencoder is None else model.preencoder
+        size = model.encoder.output_size()
+        if before.output_size() != size:
+            raise ValueError(
+                "the mask replaces what goes into the encoder: it has "
+                f"{before.output_size()} dimensions and encoder_conf.output_size is {size}; "
+                f"write preencoder_conf: output_size: {size}"
+            )
+        embed = getattr(model.encoder, "embed", None)
+        if embed is not None and subsampling_layers(embed):
+            raise ValueError(
+                "encoder_conf.input_layer subsamples after the mask; write preencoder: "
+                "conv2d and input_layer: null"
             )
         if conf.loss_scale != "none":
             for loss in model.losses:

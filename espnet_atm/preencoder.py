@@ -1,6 +1,6 @@
 """The paper's feature encoder as an ESPnet preencoder."""
 
-from typing import Tuple
+from typing import Any, Mapping, Tuple
 
 import torch
 from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
@@ -8,6 +8,29 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     Conv2dSubsampling,
 )
+
+
+# Encoders whose input_layer: null still adds positions, as input_layer: conv2d does.
+ENCODERS = ("conformer", "e_branchformer")
+
+
+def check_encoder(encoder: str, encoder_conf: Mapping[str, Any]) -> None:
+    """Refuse encoders that cannot follow the ``conv2d`` preencoder.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    if encoder not in ENCODERS:
+        raise ValueError(
+            f"encoder: {encoder} adds no positions after preencoder: conv2d; write one "
+            f"of {ENCODERS}, or another preencoder"
+        )
+    layer = encoder_conf.get("input_layer", "conv2d")
+    if layer is not None:
+        raise ValueError(
+            f"encoder_conf.input_layer: {layer} leaves no room for preencoder: conv2d; "
+            "write input_layer: null"
+        )
 
 
 class Conv2dPreEncoder(AbsPreEncoder):

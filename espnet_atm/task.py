@@ -1,6 +1,7 @@
 """ESPnet's SSL task with ``ssl_conf``."""
 
 import argparse
+import itertools
 import logging
 from typing import Callable, Collection, Dict, List, Optional, Tuple
 
@@ -14,6 +15,7 @@ from espnet2.tasks.ssl import (
     loss_choices,
     preencoder_choices,
 )
+from espnet2.train.dataset import ESPnetDataset
 from espnet2.utils.nested_dict_action import NestedDictAction
 from typeguard import typechecked
 
@@ -22,7 +24,10 @@ from espnet_atm.config import TRACK, SSLConf, find_track, read_track_grid
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.losses.hubert import HuBERTLoss
 from espnet_atm.model import ATMSSLModel
-from espnet_atm.preencoder import Conv2dPreEncoder
+from espnet_atm.preencoder import Conv2dPreEncoder, check_encoder
+
+# Utterances of each set that are looked at before training begins.
+TRIED = 8
 
 # Registered for everyone: without ssl_conf the loss is ESPnet's own, and the preencoder
 # is one choice more.
@@ -45,6 +50,7 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
         frontend = frontend_choices.get_class(args.frontend)(**args.frontend_conf)
         layers = frontend_layers(frontend)
         if args.preencoder == "conv2d":
+            check_encoder(args.encoder, args.encoder_conf)
             conf = {"input_size": frontend.output_size(), **args.preencoder_conf}
             layers += subsampling_layers(Conv2dPreEncoder(**conf))
         elif args.preencoder not in (None, "linear"):
@@ -87,7 +93,7 @@ class ATMSSLTask(SSLTask):
 
     @classmethod
     def check_ssl_conf(cls, args: argparse.Namespace) -> None:
-        """Try the settings on the first utterance of each set.
+        """Try the settings on the first utterances of each set.
 
         Raises:
             ValueError: on impossible settings, on a missing track, and on labels or
@@ -99,17 +105,14 @@ class ATMSSLTask(SSLTask):
             option = f"{mode}_data_path_and_name_and_type"
             if conf.needs_track:
                 find_track(getattr(args, option), option)
-            first = cls.build_streaming_iterator(
-                data_path_and_name_and_type=getattr(args, option),
-                preprocess_fn=cls.build_preprocess_fn(args, train=False),
-                collate_fn=cls.build_collate_fn(args, train=False),
-                batch_size=1,
-                dtype=args.train_dtype,
-                num_workers=0,
-                allow_variable_data_keys=args.allow_variable_data_keys,
-                mode=mode,
+            if mode == "train" and args.multiple_iterator:
+                continue  # the paths are folders of parts
+            dataset = ESPnetDataset(
+                getattr(args, option), preprocess=cls.build_preprocess_fn(args, False)
             )
-            next(iter(first))
+            collate = cls.build_collate_fn(args, train=False)
+            for utt in itertools.islice(dataset.loader_dict["speech"], TRIED):
+                collate([dataset[utt]])
 
     @classmethod
     @typechecked

@@ -37,7 +37,8 @@ def frame_weights(
     confidence = confidence.detach().float()
     if loss_scale == "utterance":
         if average == "masked":
-            scale = (confidence * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+            total = torch.where(mask, confidence, 0).sum(dim=1)
+            scale = total / mask.sum(dim=1).clamp(min=1)
         else:
             scale = utterance_confidence(confidence, lengths)
         return scale[:, None].expand_as(confidence)

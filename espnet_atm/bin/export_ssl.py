@@ -16,6 +16,8 @@ from typing import Any, Dict, Tuple
 import torch
 import yaml
 
+from espnet_atm.preencoder import check_encoder
+
 MODEL_KEYS = (
     "token_list",
     "input_size",
@@ -69,13 +71,8 @@ def export(
     new.update(init=None, loss=[], util=[])
     state = {k: v for k, v in state.items() if not k.startswith(DROPPED)}
     if config.get("preencoder") == "conv2d":
-        encoder_conf = dict(config["encoder_conf"])
-        if encoder_conf.get("input_layer", "conv2d") is not None:
-            raise ValueError(
-                f"encoder_conf.input_layer: {encoder_conf.get('input_layer')!r} leaves no "
-                "room for the conv2d preencoder; only input_layer: null does"
-            )
-        encoder_conf["input_layer"] = "conv2d"
+        check_encoder(config["encoder"], config["encoder_conf"])
+        encoder_conf = {**config["encoder_conf"], "input_layer": "conv2d"}
         new.update(preencoder=None, preencoder_conf={}, encoder_conf=encoder_conf)
         state = {
             # encoder.embed.0 is the positional encoding, here and there

@@ -24,6 +24,7 @@ from typing import BinaryIO, Dict, List, Tuple
 
 import kaldiio
 import numpy as np
+import soundfile
 import torch
 from tqdm import tqdm
 
@@ -111,6 +112,27 @@ def write_once(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def check_rate(wav_scp: Path, sampling_rate: int) -> None:
+    """Refuse audio at another rate than the scorer's, looking at the first readable file.
+
+    Raises:
+        ValueError: naming the file and both rates.
+    """
+    with wav_scp.open(encoding="utf-8") as f:
+        for line in f:
+            utt, path = line.split(maxsplit=1)
+            try:
+                rate = soundfile.info(path.strip()).samplerate
+            except soundfile.LibsndfileError:
+                continue  # reported when its turn comes
+            if rate != sampling_rate:
+                raise ValueError(
+                    f"{utt}: {path.strip()} is sampled at {rate} Hz and the scorer wants "
+                    f"{sampling_rate} Hz; convert it, e.g. by format_wav_scp.sh --fs"
+                )
+            return
+
+
 class ScoreWriter:
     """The three growing files, kept in step however the last run ended.
 
@@ -133,9 +155,8 @@ class ScoreWriter:
         self.done = {line.split()[0] for line in scp[:kept]}
         end = 0
         if kept:
-            path, position = scp[kept - 1].split(maxsplit=1)[1].rsplit(":", 1)
-            with open(path, "rb") as f:
-                f.seek(int(position))
+            with (output_dir / "confidence.ark").open("rb") as f:
+                f.seek(int(scp[kept - 1].rsplit(":", 1)[1]))
                 kaldiio.matio.read_kaldi(f)
                 end = f.tell()
         self.ark = self._open("confidence.ark", end)
@@ -242,6 +263,8 @@ def _score(
         f"scorer frames: every {scorer.grid.shift} samples at {scorer.sampling_rate} Hz"
     )
     dataset = ESPnetDataset([(args.wav_scp, "speech", args.wav_type)])
+    if args.wav_type == "sound":
+        check_rate(Path(args.wav_scp), scorer.sampling_rate)
     skipped = []
     bar = tqdm(todo, initial=total - len(todo), total=total, unit="utt", mininterval=5)
     for utt in bar:
@@ -256,12 +279,16 @@ def _score(
         if why is not None:
             skipped.append((utt, why))
             continue
-        # One at a time: with some front ends a score depends on the batch's padding.
-        confidence, frames = scorer.score(
-            torch.from_numpy(speech)[None].float(),
-            torch.tensor([len(speech)]),
-            **measure_options(args),
-        )
+        try:
+            # One at a time: with some front ends a score depends on a batch's padding.
+            confidence, frames = scorer.score(
+                torch.from_numpy(speech)[None].float(),
+                torch.tensor([len(speech)]),
+                **measure_options(args),
+            )
+        except ValueError as e:
+            skipped.append((utt, f"the scorer fails: {e}"))
+            continue
         writer.write(utt, confidence[0, : int(frames[0])].cpu().numpy())
     return skipped
 

@@ -148,5 +148,9 @@ def test_what_cannot_be_exported_is_refused():
         "preencoder": "conv2d",
         "encoder_conf": {"input_layer": "linear"},
     }
-    with pytest.raises(ValueError, match="input_layer: 'linear' leaves no room"):
+    with pytest.raises(ValueError, match="input_layer: linear leaves no room"):
+        export(config, {})
+    # A transformer with input_layer: null has no positions, and with conv2d it has.
+    config.update(encoder="transformer", encoder_conf={"input_layer": None})
+    with pytest.raises(ValueError, match="encoder: transformer adds no positions"):
         export(config, {})

@@ -128,15 +128,26 @@ case "${objective}" in
     hubert) ;;
     *) die "--objective ${objective} is not known; write hubert" ;;
 esac
-if [ -n "${scorer_config}" ] && [ -z "${scorer_model}" ] \
-    || [ -z "${scorer_config}" ] && [ -n "${scorer_model}" ]; then
-    die "--scorer_config and --scorer_model go together"
+if [ -n "${scorer_config}${scorer_model}" ]; then
+    { [ -n "${scorer_config}" ] && [ -n "${scorer_model}" ]; } \
+        || die "--scorer_config and --scorer_model go together"
 fi
+for file in "${train_config}" "${asr_config}" "${inference_config}" \
+    ${scorer_config} ${scorer_model}; do
+    [ -s "${file}" ] || die "no such file: ${file}"
+done
 mkdir -p "${expdir}"
+# The run's config, named by its settings: train_config with ssl_conf and num_classes.
+# Made first, so that impossible settings do not wait for the scorer.
+ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
+    --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
+    --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
+    --output_dir "${expdir}/conf")
 
 # run_once DIR NAME KEY FUNCTION: run FUNCTION, in a subshell, unless it has ended with this
 # KEY. What an earlier, killed run left running holds the lock, so that two runs never write
-# the same files.
+# the same files. A step named "train" refuses to go on with another KEY than it was begun
+# with: ESPnet would resume from its checkpoint without a word.
 run_once() {
     local dir=$1 name=$2 key=$3 function=$4
     local state=${dir}/.steps/${name}
@@ -150,23 +161,26 @@ run_once() {
             log "${name}: done already (${dir})"
             exit 0
         fi
+        if [ "${name}" = train ] && [ -e "${state}.begun" ] \
+            && [ "$(cat "${state}.begun")" != "${key}" ]; then
+            die "${dir} was begun with other data or settings; remove it to begin anew"
+        fi
         rm -f "${state}.done"
+        echo "${key}" > "${state}.partial"
+        mv "${state}.partial" "${state}.begun"
         ${function}
         echo "${key}" > "${state}.partial"
         mv "${state}.partial" "${state}.done"
     ) 9> "${state}.lock"
 }
 
-# same_settings DIR KEY: refuse to go on in DIR with other data or settings than it was
-# begun with: ESPnet would resume from its checkpoint without a word.
-same_settings() {
-    local file=$1/.steps/settings
-    if [ -e "${file}" ] && [ "$(cat "${file}")" != "$2" ]; then
-        die "$1 was begun with other data or settings; remove it to begin anew"
-    fi
-    echo "$2" > "${file}.partial"
-    mv "${file}.partial" "${file}"
+# need STAGE DIR KEY: refuse to build on a training of DIR that has not ended with this KEY.
+need() {
+    [ "$(cat "$2/.steps/train.done" 2>/dev/null)" = "$3" ] \
+        || die "$2 is not trained to its end with these settings: run stage $1 first"
 }
+
+sampling_rate=$(python3 -c "import humanfriendly as h; print(h.parse_size('${fs}'))")
 
 # make_key WORD...: one word for all that a step depends on.
 make_key() { printf '%s\n' "$@" | md5sum | cut -c-32; }
@@ -205,8 +219,12 @@ if runs 1; then
         log "Stage 1: Skipped: data/ holds the data directories"
     else
         log "Stage 1: Data preparation: ${corpus}"
+        mkdir -p data
         # shellcheck disable=SC2086
-        local/data.sh --corpus "${corpus}" --nj "${nj}" ${local_data_opts}
+        (
+            flock 9  # held by what an earlier, killed run left running
+            local/data.sh --corpus "${corpus}" --nj "${nj}" ${local_data_opts}
+        ) 9> "data/.${corpus}.lock"
     fi
 fi
 
@@ -229,14 +247,23 @@ for dset in ${labelled_sets}; do
 done
 
 # What each step depends on.
-data_key=$(make_key "${fs} ${audio_format} ${min_wav_duration} ${max_wav_duration}" \
-    "$(for dset in ${unlabelled_sets} ${labelled_sets}; do
-        echo "${dset}"
-        for file in wav.scp segments text utt2spk; do
-            [ -e "data/${dset}/${file}" ] && cat "data/${dset}/${file}"
-        done
-    done | md5sum)")
-tokens_key=$(make_key "${data_key}" "${token_type} ${nbpe}")
+sets_key() {
+    make_key "${fs} ${audio_format} ${min_wav_duration} ${max_wav_duration}" \
+        "$(for dset in "$@"; do
+            echo "${dset}"
+            for file in wav.scp segments text utt2spk; do
+                [ ! -e "data/${dset}/${file}" ] || cat "data/${dset}/${file}"
+            done
+        done | md5sum)"
+}
+# shellcheck disable=SC2086
+pool_key=$(sets_key ${unlabelled_sets})
+# shellcheck disable=SC2086
+test_key=$(sets_key ${test_sets})
+data_key=$(make_key "${pool_key}" "${test_key}" \
+    "$(sets_key "${asr_train_set}" "${asr_valid_set}")")
+tokens_key=$(make_key "$(sets_key "${asr_train_set}" "${asr_valid_set}")" \
+    "${token_type} ${nbpe}")
 asr_key=$(make_key "${tokens_key}" "$(cat "${asr_config}")" "${asr_max_epoch} ${asr_args}")
 
 if runs 2; then
@@ -278,7 +305,6 @@ fi
 scorer_exp=${expdir}/asr_scorer
 tokens_and_stats() { asr_sh --stage 5 --stop_stage 10 --asr_tag scorer; }
 train_scorer() {
-    same_settings "${scorer_exp}" "${asr_key}"
     asr_sh --stage 11 --stop_stage 11 --asr_tag scorer
 }
 if runs 5; then
@@ -288,23 +314,23 @@ if runs 5; then
         run_once "${scorer_exp}" train "${asr_key}" train_scorer
     fi
 fi
+own_scorer=false
 if [ -z "${scorer_model}" ]; then
+    own_scorer=true
+    [ "${stop_stage}" -le 5 ] || need 5 "${scorer_exp}" "${asr_key}"
     scorer_config=${scorer_exp}/config.yaml
     scorer_model=${scorer_exp}/${inference_asr_model}
 fi
-for file in "${scorer_config}" "${scorer_model}"; do
-    [ "${stop_stage}" -le 5 ] || [ -s "${file}" ] || die "no scorer: ${file} is missing"
-done
 
 # One folder for each scorer and measure.
-score_key=$(make_key "${data_key}" "${score_opts}" \
+score_key=$(make_key "${pool_key}" "${score_opts}" \
     "$([ ! -s "${scorer_model}" ] || md5sum < "${scorer_model}")")
 confidence_dir=${expdir}/confidence_${score_key:0:8}
 score_set() {
     local dset=$1
     local dir=${confidence_dir}/${dset}
     local scp=${data_feats}/${dset}/wav.scp
-    local logdir=${dir}/logdir _nj _split= _type=sound n
+    local logdir=${dir}/logdir _nj _split= _type=sound _ngpu=$((ngpu > 0)) n
     mkdir -p "${logdir}"
     [[ "${audio_format}" != *ark* ]] || _type=kaldi_ark
     _nj=$(wc -l < "${scp}")
@@ -317,9 +343,9 @@ score_set() {
     utils/split_scp.pl "${scp}" ${_split}
     log "Scoring ${dset} started... log: '${logdir}/score.*.log'"
     # shellcheck disable=SC2086
-    ${decode_cmd} --gpu "${ngpu}" JOB=1:"${_nj}" "${logdir}"/score.JOB.log \
+    ${decode_cmd} --gpu "${_ngpu}" JOB=1:"${_nj}" "${logdir}"/score.JOB.log \
         python3 -m espnet_atm.bin.score \
-            --ngpu "${ngpu}" \
+            --ngpu "${_ngpu}" \
             --asr_train_config "${scorer_config}" \
             --asr_model_file "${scorer_model}" \
             --wav_scp "${logdir}/${_nj}.JOB/wav.scp" \
@@ -335,7 +361,8 @@ score_set() {
     cp "${logdir}/${_nj}.1"/{frame_shift,frame_offset,scorer} "${dir}"
     log "${dset}: $(wc -l < "${dir}/confidence.scp") of $(wc -l < "${scp}") utterances scored"
     diff <(cut -d' ' -f1 "${scp}" | sort) <(cut -d' ' -f1 "${dir}/confidence.scp" | sort) \
-        > "${dir}/missing" || die "${dset}: not every utterance has one score: ${dir}/missing"
+        > "${dir}/missing" || die "${dset}: not every utterance has one score:" \
+            "${dir}/missing lists them, ${dir}/skipped says why; take them out of data/${dset}"
 }
 score() {
     for dset in ${unlabelled_sets}; do
@@ -352,6 +379,7 @@ report() {
     python3 -m espnet_atm.bin.report \
         --confidence_dir "${confidence_dir}/${train_set}" \
         --wav_scp "${data_feats}/${train_set}/wav.scp" \
+        --fs "${sampling_rate}" \
         --output_dir "${confidence_dir}/report" \
         $([ ! -e "${dir}/utt2category" ] || echo --utt2category "${dir}/utt2category")
 }
@@ -371,22 +399,18 @@ kmeans() {
         --datadir "${data_feats}" --featdir "${dumpdir}/feats" --km_dir "${km_dir}" \
         --dictdir "${km_dir}/dict" --nclusters "${nclusters}" --portion 0.5 \
         --feature_type mfcc --audio_format "${audio_format}" \
+        --audio_sample_rate "${sampling_rate}" \
         --nj "${nj}" --num_threads "${nj}" --cpu_cmd "${train_cmd}" --cuda_cmd "${cuda_cmd}"
 }
 if runs 8; then
     log "Stage 8: k-means pseudo-labels: ${nclusters} clusters of MFCC"
-    run_once "${km_dir}" kmeans "${data_key}" kmeans
+    run_once "${km_dir}" kmeans "${pool_key}" kmeans
 fi
 
-# The run's config, named by its settings: train_config with ssl_conf and num_classes.
-ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
-    --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
-    --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
-    --output_dir "${expdir}/conf")
 ssl_tag=$(basename "${ssl_config}" .yaml)
 ssl_exp=${expdir}/ssl_${ssl_tag}_raw  # the name that ssl.sh gives it
 asr_exp=${expdir}/asr_${ssl_tag}
-stats_key=$(make_key "${data_key}" "${nclusters}" "$(cat "${train_config}")")
+stats_key=$(make_key "${pool_key}" "${nclusters}" "$(cat "${train_config}")")
 ssl_key=$(make_key "${stats_key}" "${score_key}" "$(cat "${ssl_config}")" \
     "${ssl_max_epoch} ${ssl_args}")
 finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}")
@@ -412,7 +436,6 @@ if runs 9; then
 fi
 
 pretrain() {
-    same_settings "${ssl_exp}" "${ssl_key}"
     ssl_stage 7
 }
 if runs 10; then
@@ -423,7 +446,6 @@ fi
 # ========================== Fine-tuning and evaluation ==========================
 
 finetune() {
-    same_settings "${asr_exp}" "${finetune_key}"
     python3 -m espnet_atm.bin.export_ssl \
         --ssl_train_config "${ssl_exp}/config.yaml" \
         --ssl_model_file "${ssl_exp}/${inference_ssl_model}" \
@@ -434,7 +456,8 @@ finetune() {
 }
 if runs 11; then
     log "Stage 11: Export; fine-tune on ${asr_train_set}"
-    run_once "${asr_exp}" finetune "${finetune_key}" finetune
+    need 10 "${ssl_exp}" "${ssl_key}"
+    run_once "${asr_exp}" train "${finetune_key}" finetune
 fi
 
 # asr.sh scores with sclite, from Debian's sctk; local/results.py has its own way without.
@@ -445,13 +468,15 @@ decode() {
 }
 if runs 12; then
     log "Stage 12: Decode and score ${test_sets}"
+    need 11 "${asr_exp}" "${finetune_key}"
     runs_to_decode="${ssl_tag}"
     # What pre-training has to beat: the same model without it.
-    [ ! -d "${scorer_exp}" ] || runs_to_decode="scorer ${ssl_tag}"
+    ! "${own_scorer}" || runs_to_decode="scorer ${ssl_tag}"
     for decoded_tag in ${runs_to_decode}; do
         [ "${decoded_tag}" = scorer ] && _key=${asr_key} || _key=${finetune_key}
         run_once "${expdir}/asr_${decoded_tag}" decode \
-            "$(make_key "${_key}" "$(cat "${inference_config}")" "${test_sets}")" decode
+            "$(make_key "${_key}" "${inference_asr_model}" "$(cat "${inference_config}")" \
+                "${test_key}")" decode
     done
     for decoded_tag in ${runs_to_decode}; do
         # shellcheck disable=SC2086

@@ -43,9 +43,9 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
     conf = SSLConf.parse(ssl_conf)
     config["ssl_conf"] = ssl_conf
     name = args.config.resolve().stem.removeprefix("train_")
-    for loss in config["loss"]:
+    for loss in config.get("loss") or []:
         if loss["name"] == "hubert":
-            loss["conf"]["num_classes"] = args.num_classes
+            loss.setdefault("conf", {})["num_classes"] = args.num_classes
             name += f"_km{args.num_classes}"
     strategy = "" if conf.masker == "random" else f"_{conf.strategy}"
     name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}x{conf.span}"

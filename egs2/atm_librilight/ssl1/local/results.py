@@ -6,6 +6,7 @@ column says whose. Rows of other runs stay as they are.
 """
 
 import argparse
+import fcntl
 import re
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -31,8 +32,8 @@ def sclite_rate(file: Path) -> float | None:
     )
     if found is None:
         return None
-    # | Sum/Avg | sentences words | Corr Sub Del Ins Err S.Err |
-    return float(found.group().split("|")[3].split()[4])
+    # Sum/Avg | sentences words | Corr Sub Del Ins Err S.Err |
+    return float(found.group().split("|")[2].split()[4])
 
 
 def rates(reference: Path, decoded: Path) -> Tuple[int, float, float, str]:
@@ -82,10 +83,13 @@ def main() -> None:
     parser.add_argument("--decode_dir", type=Path)
     parser.add_argument("test_sets", nargs="*")
     args = parser.parse_args()
-    rows = read_rows(args.results)
     if args.run is None:
+        rows = read_rows(args.results)
         print(table([row for row in rows if row[0] == args.corpus]))
         return
+    lock = args.results.with_suffix(".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # two runs may end together
+    rows = read_rows(args.results)
     for name in args.test_sets:
         utts, wer, cer, scorer = rates(
             args.data_dir / name / "text", args.decode_dir / name

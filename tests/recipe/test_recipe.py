@@ -1,0 +1,142 @@
+"""The whole pipeline on a scrap of the mini corpus: killed twice, finished, run again."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import kaldiio
+import pytest
+from conftest import RECIPE, ROOT
+
+OPTIONS = [
+    *("--stage", "1", "--stop-stage", "12", "--local_data_opts", "--scale 0.04"),
+    *("--ssl_max_epoch", "1", "--asr_max_epoch", "1", "--nclusters", "8"),
+    *("--loss_scale", "utterance"),
+]
+RUN = "hubert_conformer_mini_km8_atm_high_0.4x10_scale_utterance"
+TIMEOUT = 900
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """A copy of the recipe in a tree of its own, as in an ESPnet checkout."""
+    if not (ROOT / "egs2" / "TEMPLATE").exists():
+        pytest.fail("egs2/TEMPLATE is missing: run the tests by ./run_tests.sh")
+    tree = tmp_path_factory.mktemp("tree")
+    (tree / "egs2" / "atm_librilight").mkdir(parents=True)
+    (tree / "tools").symlink_to(ROOT / "tools")
+    (tree / "egs2" / "TEMPLATE").symlink_to((ROOT / "egs2" / "TEMPLATE").resolve())
+    folder = tree / "egs2" / "atm_librilight" / "ssl1"
+    outputs = ("data", "downloads", "dump", "exp", "RESULTS.md")
+    shutil.copytree(
+        RECIPE, folder, symlinks=True, ignore=shutil.ignore_patterns(*outputs)
+    )
+    return folder
+
+
+def start(recipe: Path, *options: str) -> subprocess.Popen:
+    """Run the recipe in a process group of its own, its output in ``log``."""
+    return subprocess.Popen(
+        ["./run.sh", *OPTIONS, *options],
+        cwd=recipe,
+        stdout=(recipe / "log").open("w"),
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def finish(recipe: Path, *options: str) -> str:
+    process = start(recipe, *options)
+    try:
+        process.wait(TIMEOUT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    log = (recipe / "log").read_text()
+    assert process.returncode == 0, log[-5000:]
+    return log
+
+
+def kill_when(recipe: Path, there, group: bool) -> None:
+    """SIGKILL the recipe, alone or with all it started, once ``there()`` is true."""
+    process = start(recipe)
+    end = time.time() + TIMEOUT
+    while not there():
+        assert process.poll() is None, (recipe / "log").read_text()[-5000:]
+        assert time.time() < end
+        time.sleep(0.05)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_pipeline(recipe):
+    # Killed with everything it started, at the first score.
+    kill_when(
+        recipe,
+        lambda: any(
+            x.stat().st_size for x in recipe.glob("exp/mini/confidence_*/*/*/*/*.scp")
+            if x.name == "confidence.scp"
+        ),
+        group=True,
+    )
+    # Killed alone, while pre-training goes on behind its back.
+    train_log = recipe / f"exp/mini/ssl_{RUN}_raw/train.log"
+    kill_when(
+        recipe,
+        lambda: train_log.exists() and "1/1epoch started" in train_log.read_text(),
+        group=False,
+    )
+    log = finish(recipe)
+    assert "an earlier run still works in" in log
+
+    # Every utterance has one score, in the training set and in the validation set.
+    for dset in ("mini_unlabelled", "mini_unlabelled_dev"):
+        (scp,) = recipe.glob(f"exp/mini/confidence_*/{dset}/confidence.scp")
+        wavs = (recipe / f"dump/mini/raw/{dset}/wav.scp").read_text().splitlines()
+        scored = [line.split()[0] for line in scp.read_text().splitlines()]
+        assert scored == [line.split()[0] for line in wavs] and len(scored) >= 4
+        os.chdir(recipe)  # paths in the scp are relative to the recipe
+        assert all(len(x) for x in kaldiio.load_scp(str(scp)).values())
+
+    # What one came for: error rates, the report, and a model for stock ESPnet.
+    rows = re.findall(r"^\| mini \| (\S+) \| (\S+) \|.*\| [\d.]+ \| [\d.]+ \|", log, re.M)
+    tests = ("mini_test_an4", "mini_test_clean", "mini_test_mismatched")
+    assert {(run, t) for run in ("scorer", RUN) for t in tests} == set(rows)
+    assert (recipe / "RESULTS.md").read_text().count(RUN) == 3
+    (report,) = recipe.glob("exp/mini/confidence_*/report/report.html")
+    assert report.read_text().count("<img") >= 3
+    assert str(report) in log
+    (exported,) = recipe.glob(f"exp/mini/ssl_{RUN}_raw/export/*.pth")
+    assert f"{exported.name}:encoder:encoder" in (
+        recipe / f"exp/mini/asr_{RUN}/config.yaml"
+    ).read_text()
+
+    # Again: nothing is done, and it does not take long.
+    files = {x: x.stat().st_mtime for x in recipe.rglob("exp/**/*.pth")}
+    begin = time.time()
+    log = finish(recipe)
+    assert time.time() - begin < 60
+    assert files == {x: x.stat().st_mtime for x in recipe.rglob("exp/**/*.pth")}
+    assert "training started" not in log.lower() and "Decoding started" not in log
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--corpus", "nothing"), "no data preparation for --corpus nothing"),
+        (("--skip_data_prep", "true", "--train_set", "mine"), "data/mine/wav.scp is missing"),
+        (("--masker", "best"), "ssl_conf.masker: 'best' is not known"),
+        (("--mask_ratio", "1.5"), "mask_ratio: 1.5 is not in"),
+        (("--scorer_config", "x.yaml"), "--scorer_config and --scorer_model go together"),
+        (("--objective", "data2vec"), "--objective data2vec is not known"),
+    ],
+)
+def test_wrong_options_are_refused(recipe, options, message):
+    process = start(recipe, *options)
+    assert process.wait(TIMEOUT) != 0
+    assert message in (recipe / "log").read_text()
