@@ -130,18 +130,19 @@ def sample_span_mask(
     if confidence.device.type == "cpu":
         _check_rows(confidence, lengths, valid, strategy)
 
-    if strategy == "random":
-        key = _drawing_order(torch.ones_like(confidence), generator)
+    if strategy in ("random", "topk"):
+        uniform = torch.rand(
+            confidence.shape,
+            dtype=torch.float64,
+            device=confidence.device,
+            generator=generator,
+        )
+        # Confidence stored in bytes has many ties; they are broken at random.
+        key = uniform if strategy == "random" else confidence + 1e-9 * uniform
     elif strategy == "high":
         key = _drawing_order(confidence, generator)
     elif strategy == "low":
         key = _drawing_order(1 - confidence, generator)
-    elif strategy == "topk":
-        # Confidence stored in bytes has many ties; they are broken at random.
-        key = confidence.double()
-        key = key + 1e-9 * torch.rand(
-            key.shape, dtype=key.dtype, device=key.device, generator=generator
-        )
     else:
         # The two draws take turns, and a coin says which begins. A start that both
         # draw counts once, at its earlier turn.

@@ -23,6 +23,7 @@ SPEECH_COLOUR, SILENCE_COLOUR = "tab:blue", "tab:orange"
 # Frames this far below an utterance's loudest ones count as silence.
 SILENCE_DB = 35.0
 STRATEGIES = ("random", "high", "low")
+DRAWS = 500
 
 
 class Scored(NamedTuple):
@@ -159,29 +160,35 @@ def plot_example(
     """Spectrogram, confidence, and the masks that each strategy draws."""
     frames = len(example.confidence)
     seconds = (offset + shift * np.arange(frames)) / args.fs
-    figure, (top, middle, bottom) = plt.subplots(
-        3, 1, figsize=(9, 5), sharex=True, height_ratios=[3, 1.5, 1.2]
+    figure, (top, middle, odds, bottom) = plt.subplots(
+        4, 1, figsize=(9, 6.5), sharex=True, height_ratios=[3, 1.5, 1.5, 1.2]
     )
     top.specgram(example.speech + 1e-8, NFFT=400, noverlap=240, Fs=args.fs, cmap="magma")
     top.set(ylabel="Hz", title=f"{example.utt} ({example.category})")
     middle.plot(seconds, example.confidence, drawstyle="steps-mid")
     middle.set(ylabel="$s_t$", ylim=(0, 1.05))
-    edges = np.append(seconds, seconds[-1] + shift / args.fs) - shift / args.fs / 2
-    masks = [
-        sample_span_mask(
-            torch.from_numpy(example.confidence)[None],
-            torch.tensor([frames]),
+    drawn = []
+    for seed, strategy in enumerate(STRATEGIES):
+        masks = sample_span_mask(
+            torch.from_numpy(example.confidence).expand(DRAWS, -1),
+            torch.full((DRAWS,), frames),
             args.mask_ratio,
             args.span,
             strategy,
-            torch.Generator().manual_seed(0),
-        )[0].numpy()
-        for strategy in STRATEGIES
-    ]
-    bottom.pcolormesh(edges, np.arange(len(masks) + 1), np.stack(masks), cmap="Greys")
-    bottom.set(yticks=np.arange(len(masks)) + 0.5, yticklabels=STRATEGIES, xlabel="s")
+            torch.Generator().manual_seed(seed),
+        )
+        odds.plot(seconds, masks.double().mean(dim=0), label=strategy)
+        drawn.append(masks[0].numpy())
+    odds.set(ylabel=f"masked,\n{DRAWS} draws", ylim=(0, 1.05))
+    odds.legend(loc="upper right", ncols=len(STRATEGIES), fontsize="small")
+    edges = np.append(seconds, seconds[-1] + shift / args.fs) - shift / args.fs / 2
+    bottom.pcolormesh(edges, np.arange(len(drawn) + 1), np.stack(drawn), cmap="Greys")
+    bottom.set(
+        yticks=np.arange(len(drawn)) + 0.5, yticklabels=STRATEGIES, xlabel="s",
+        xlim=(0, len(example.speech) / args.fs),
+    )
+    bottom.set_ylabel("one draw")
     bottom.invert_yaxis()
-    bottom.set_xlim(0, len(example.speech) / args.fs)
     save(figure, file)
 
 
@@ -285,8 +292,9 @@ def main(cmd=None) -> None:
         parts.append(
             picture(
                 file,
-                f"{args.mask_ratio:.0%} of the frames masked (black) in spans of "
-                f"{args.span}, as each strategy draws them.",
+                f"How often each strategy masks a frame when it masks "
+                f"{args.mask_ratio:.0%} of them in spans of {args.span}, and one draw of "
+                "each (black: masked).",
             )
         )
     write_html(output / "report.html", f"Confidence of {folder.name}", parts)

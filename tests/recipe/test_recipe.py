@@ -129,7 +129,10 @@ def test_pipeline(recipe):
     "options, message",
     [
         (("--corpus", "nothing"), "no data preparation for --corpus nothing"),
-        (("--skip_data_prep", "true", "--train_set", "mine"), "data/mine/wav.scp is missing"),
+        (
+            ("--skip_data_prep", "true", "--train_set", "mine", "--test_sets", "t"),
+            "data/mine/wav.scp is missing",
+        ),
         (("--masker", "best"), "ssl_conf.masker: 'best' is not known"),
         (("--mask_ratio", "1.5"), "mask_ratio: 1.5 is not in"),
         (("--scorer_config", "x.yaml"), "--scorer_config and --scorer_model go together"),
