@@ -63,6 +63,8 @@ def test_logits_and_wrong_shapes_are_refused():
         frame_confidence(PROBS)
     with pytest.raises(ValueError, match=r"\(B, T, V\), got \(2, 3\)"):
         frame_confidence(PROBS[0].log())
+    with pytest.raises(ValueError, match="must not exceed 0, got nan"):
+        frame_confidence(torch.full((1, 2, 3), math.nan))
 
 
 def test_utterance_confidence_ignores_padding():

@@ -133,6 +133,21 @@ def test_without_ssl_conf_it_is_espnet_to_the_bit(ssl_command):
             "preencoder: sinc has frame times that are not known",
         ),
         (
+            dict(ssl_conf=ATM, encoder="transformer", encoder_conf={"input_layer": None}),
+            ("speech", "text", "confidence"),
+            "encoder: transformer adds no positions after preencoder: conv2d",
+        ),
+        (
+            dict(ssl_conf=ATM, preencoder_conf={"output_size": 8}),
+            ("speech", "text", "confidence"),
+            "write preencoder_conf: output_size: 16",
+        ),
+        (
+            dict(ssl_conf="atm"),
+            ("speech", "text", "confidence"),
+            "ssl_conf: 'atm' is not a mapping",
+        ),
+        (
             dict(ssl_conf=ATM, input_size=80),
             ("speech", "text", "confidence"),
             "input_size: 80 reads features",

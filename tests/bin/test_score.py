@@ -173,3 +173,20 @@ def test_bad_scp_lines_are_named(tmp_path, text, message):
     (tmp_path / "wav.scp").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_scp_ids(tmp_path / "wav.scp")
+
+
+def test_audio_at_another_rate_is_refused(asr, tmp_path):
+    soundfile.write(tmp_path / "slow.wav", np.zeros(8000), 8000)
+    (tmp_path / "wav.scp").write_text(f"slow {tmp_path}/slow.wav\n")
+    with pytest.raises(ValueError, match="slow: .* 8000 Hz and the scorer wants 16000 Hz"):
+        main(command(asr, tmp_path / "wav.scp", tmp_path / "scores"))
+
+
+def test_a_moved_folder_goes_on(asr, corpus, undisturbed, tmp_path):
+    before = (undisturbed / "confidence.ark").read_bytes()
+    moved = tmp_path / "moved"
+    undisturbed.rename(moved)
+    lines = (moved / "utt2confidence").read_text().splitlines(keepends=True)
+    (moved / "utt2confidence").write_text("".join(lines[:4]))
+    main(command(asr, corpus / "wav.scp", moved))
+    assert (moved / "confidence.ark").read_bytes() == before

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from espnet_atm.bin.report import frame_energy, main
+
+
+def test_energy_of_the_samples_around_each_frame():
+    speech = np.zeros(3200)
+    speech[640:1280] = 0.1  # frame 1 of 640 samples
+    energy = frame_energy(speech, 640, 320, 5)
+    assert energy.argmax() == 1 and (energy[[0, 2, 3, 4]] < -35).all()
+
+
+@pytest.fixture
+def scored(corpus, tmp_path):
+    """The corpus with its track and made-up utterance confidences."""
+    lines = [f"utt{i} 0.{i}" for i in range(10)]
+    (corpus / "utt2confidence").write_text("\n".join(lines) + "\n")
+    categories = [f"utt{i} {'clean' if i % 2 else 'noise'}" for i in range(10)]
+    (tmp_path / "utt2category").write_text("\n".join(categories) + "\n")
+    return [
+        *("--confidence_dir", str(corpus), "--wav_scp", str(corpus / "wav.scp")),
+        *("--output_dir", str(tmp_path / "report")),
+    ]
+
+
+def test_report_has_its_plots(scored, tmp_path):
+    main(scored + ["--utt2category", str(tmp_path / "utt2category"), "--num_examples", "2"])
+    names = {x.name for x in (tmp_path / "report").glob("*.png")}
+    assert names == {
+        *("frame_confidence.png", "utterance_confidence.png"),
+        *("example_1.png", "example_2.png"),
+    }
+    page = (tmp_path / "report/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "<td>clean</td><td>5</td><td>0.500</td>" in page
+    assert "<td>utterances scored</td><td>10</td>" in page
+
+
+def test_without_conditions(scored, tmp_path):
+    main(scored)
+    assert "<td>all</td><td>10</td>" in (tmp_path / "report/report.html").read_text()
+
+
+def test_another_sampling_rate_is_refused(scored):
+    with pytest.raises(ValueError, match="utt0: sampled at 16000 Hz, not at --fs 8000"):
+        main(scored + ["--fs", "8000"])
+
+
+def test_scores_without_audio_are_refused(scored, tmp_path):
+    (tmp_path / "wav.scp").write_text("other x.wav\n")
+    scored[3] = str(tmp_path / "wav.scp")
+    with pytest.raises(ValueError, match="no audio of utt0"):
+        main(scored)
