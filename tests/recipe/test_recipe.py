@@ -1,4 +1,4 @@
-"""The whole pipeline on a scrap of the mini corpus: killed twice, finished, run again."""
+"""The whole pipeline on a scrap of the mini corpus: killed, finished, run again."""
 
 import os
 import re
@@ -91,8 +91,15 @@ def test_pipeline(recipe):
         lambda: train_log.exists() and "1/1epoch started" in train_log.read_text(),
         group=False,
     )
+    # Killed once more, with everything, in fine-tuning.
+    train_log = recipe / f"exp/mini/asr_{RUN}/train.log"
+    kill_when(
+        recipe,
+        lambda: train_log.exists() and "1/1epoch started" in train_log.read_text(),
+        group=True,
+    )
+    assert "an earlier run still works in" in (recipe / "log").read_text()
     log = finish(recipe)
-    assert "an earlier run still works in" in log
 
     # Every utterance has one score, in the training set and in the validation set.
     for dset in ("mini_unlabelled", "mini_unlabelled_dev"):

@@ -87,7 +87,7 @@ def main() -> None:
         rows = read_rows(args.results)
         print(table([row for row in rows if row[0] == args.corpus]))
         return
-    lock = args.results.with_suffix(".lock").open("w")
+    lock = args.results.with_name(".RESULTS.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)  # two runs may end together
     rows = read_rows(args.results)
     for name in args.test_sets:
