@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "egs2" / "atm_librilight" / "ssl1"
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(RECIPE / "local")]
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,15 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
+CONFORMER = {
+    "output_size": 16,
+    "attention_heads": 2,
+    "linear_units": 16,
+    "num_blocks": 2,
+    "rel_pos_type": "latest",
+    "macaron_style": True,
+}
+
 SSL_CONFIG = {
     "frontend": "default",
     "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80},
@@ -69,15 +78,7 @@ SSL_CONFIG = {
     "preencoder": "conv2d",
     "preencoder_conf": {"output_size": 16},
     "encoder": "conformer",
-    "encoder_conf": {
-        "input_layer": None,
-        "output_size": 16,
-        "attention_heads": 2,
-        "linear_units": 16,
-        "num_blocks": 2,
-        "rel_pos_type": "latest",
-        "macaron_style": True,
-    },
+    "encoder_conf": {**CONFORMER, "input_layer": None},
     "loss": [{"name": "hubert", "conf": {"num_classes": 4, "final_dim": 8}}],
     "collate_fn_conf": {"label_downsampling": 4},
     "batch_type": "unsorted",
@@ -122,15 +123,7 @@ ASR_CONFIG = {
     "frontend_conf": {"fs": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160},
     "normalize": "utterance_mvn",
     "encoder": "conformer",
-    "encoder_conf": {
-        "input_layer": "conv2d",
-        "output_size": 16,
-        "attention_heads": 2,
-        "linear_units": 16,
-        "num_blocks": 2,
-        "rel_pos_type": "latest",
-        "macaron_style": True,
-    },
+    "encoder_conf": {**CONFORMER, "input_layer": "conv2d"},
     "decoder": None,
     "model_conf": {"ctc_weight": 1.0},
     "token_list": ["<blank>", "<unk>", "a", "b", "<sos/eos>"],

@@ -1,36 +1,17 @@
 """The fillets corpus: egs2/atm_librilight/ssl1/local/fillets.py, on a made-up tree."""
 
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import fillets
+import kaldi_data
 import numpy as np
 import pytest
 import soundfile
-
-RECIPE = Path(__file__).parents[2] / "egs2" / "atm_librilight" / "ssl1"
-
-
-def load_local(name: str) -> ModuleType:
-    """Import a script of the recipe's local/."""
-    sys.path.insert(0, str(RECIPE / "local"))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            name, RECIPE / "local" / f"{name}.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and worker processes look it up
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(RECIPE / "local"))
+from conftest import RECIPE
 
 
-fillets = load_local("fillets")
-kaldi_data = sys.modules["kaldi_data"]
 
 NL = r"""
 -- dialogId("x-m-comment", "font_small", "")

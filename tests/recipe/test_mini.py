@@ -1,6 +1,5 @@
 """The mini corpus: egs2/atm_librilight/ssl1/local/mini.py."""
 
-import importlib.util
 import io
 import json
 import os
@@ -10,33 +9,15 @@ import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
+import kaldi_data
+import mini
 import numpy as np
 import pytest
 import soundfile
+from conftest import RECIPE
 
-RECIPE = Path(__file__).parents[2] / "egs2" / "atm_librilight" / "ssl1"
 SCALE = 0.03
-
-
-def load_local(name: str) -> ModuleType:
-    """Import a script of the recipe's local/."""
-    sys.path.insert(0, str(RECIPE / "local"))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            name, RECIPE / "local" / f"{name}.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and worker processes look it up
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(RECIPE / "local"))
-
-
-mini = load_local("mini")
-kaldi_data = sys.modules["kaldi_data"]
 
 
 def write_an4(archive: Path) -> None:

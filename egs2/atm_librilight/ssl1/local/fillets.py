@@ -10,7 +10,6 @@ and the audio of each is `sound/<level>/**/<language>/<name>.ogg`. The corpus is
 by game level.
 """
 
-import argparse
 import hashlib
 import multiprocessing
 import re
@@ -26,6 +25,7 @@ import soundfile
 from kaldi_data import (
     SAMPLE_RATE,
     Utterance,
+    corpus_parser,
     flac_seconds,
     is_done,
     write_flac,
@@ -413,26 +413,9 @@ def prepare(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = corpus_parser(__doc__)
     parser.add_argument(
         "--roots", type=Path, nargs="+", required=True, help="unpacked packages"
-    )
-    parser.add_argument(
-        "--data_dir",
-        type=Path,
-        required=True,
-        help="where finished data directories are",
-    )
-    parser.add_argument(
-        "--staging_dir",
-        type=Path,
-        required=True,
-        help="where the data directories are written",
-    )
-    parser.add_argument(
-        "--download_dir", type=Path, required=True, help="where the audio is written"
     )
     parser.add_argument(
         "--levels",

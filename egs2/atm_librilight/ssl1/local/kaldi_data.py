@@ -187,6 +187,20 @@ def format_table(data_dir: Path, corpus: str) -> str:
     return "\n".join(lines)
 
 
+def corpus_parser(description: str) -> argparse.ArgumentParser:
+    """The command line that every corpus's script has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, what in (
+        ("--data_dir", "where finished data directories are"),
+        ("--staging_dir", "where the data directories are written"),
+        ("--download_dir", "where the audio is written"),
+    ):
+        parser.add_argument(name, type=Path, required=True, help=what)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Print the sizes of the sets of a prepared corpus."

@@ -7,7 +7,6 @@ or an interruption. Sets share neither sentences (each belongs to one set by its
 nor voices.
 """
 
-import argparse
 import ctypes
 import hashlib
 import multiprocessing
@@ -27,6 +26,7 @@ import soundfile
 from kaldi_data import (
     SAMPLE_RATE,
     Utterance,
+    corpus_parser,
     flac_seconds,
     is_done,
     write_flac,
@@ -759,24 +759,7 @@ def prepare(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data_dir",
-        type=Path,
-        required=True,
-        help="where finished data directories are",
-    )
-    parser.add_argument(
-        "--staging_dir",
-        type=Path,
-        required=True,
-        help="where the data directories are written",
-    )
-    parser.add_argument(
-        "--download_dir", type=Path, required=True, help="where the audio is written"
-    )
+    parser = corpus_parser(__doc__)
     parser.add_argument(
         "--an4", type=Path, required=True, help="downloads.tar.gz of ESPnet's mini_an4"
     )
