@@ -97,7 +97,9 @@ class SyncedCollateFn:
 
     def _align_track(self, utt: str, track: np.ndarray, frames: int) -> np.ndarray:
         if self.track_grid is None:
-            raise ValueError(f"{utt}: has confidence, but no frame shift is known for it")
+            raise ValueError(
+                f"{utt}: has confidence, but no frame shift is known for it"
+            )
         track = check_track(track, utt)
         try:
             return align_track(
@@ -114,7 +116,9 @@ class SyncedCollateFn:
                 "many samples a frame lasts, and that this audio was scored"
             ) from None
 
-    def _align_labels(self, utt: str, labels: np.ndarray, num_samples: int) -> np.ndarray:
+    def _align_labels(
+        self, utt: str, labels: np.ndarray, num_samples: int
+    ) -> np.ndarray:
         """For each encoder frame the label nearest in time, (L,) -> (T,)."""
         frames = self.grid.length(num_samples)
         if self.label_shift == self.grid.shift and len(labels) == frames:

@@ -146,7 +146,12 @@ def align_track(
     """
     if isinstance(track, torch.Tensor):
         aligned = align_track(
-            track.cpu().numpy(), src_shift, dst_shift, dst_length, src_offset, dst_offset
+            track.cpu().numpy(),
+            src_shift,
+            dst_shift,
+            dst_length,
+            src_offset,
+            dst_offset,
         )
         return torch.as_tensor(aligned, dtype=track.dtype, device=track.device)
     if src_shift <= 0 or dst_shift <= 0:

@@ -88,7 +88,11 @@ class SSLConf:
             frame_prob=_number("frame_prob", scale_conf.pop("frame_prob", 0.1)),
         )
         for where, left, known in (
-            ("ssl_conf", conf, "masker, masker_conf, loss_scale, loss_scale_conf, scorer"),
+            (
+                "ssl_conf",
+                conf,
+                "masker, masker_conf, loss_scale, loss_scale_conf, scorer",
+            ),
             ("ssl_conf.masker_conf", masker_conf, "mask_ratio, span, strategy"),
             ("ssl_conf.loss_scale_conf", scale_conf, "average, frame_prob"),
         ):

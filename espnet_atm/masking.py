@@ -148,7 +148,9 @@ def sample_span_mask(
         # draw counts once, at its earlier turn.
         outside = ~valid
         high = _drawing_order(confidence, generator).masked_fill_(outside, -torch.inf)
-        low = _drawing_order(1 - confidence, generator).masked_fill_(outside, -torch.inf)
+        low = _drawing_order(1 - confidence, generator).masked_fill_(
+            outside, -torch.inf
+        )
         coin = torch.randint(
             2, (len(lengths), 1), device=confidence.device, generator=generator
         )
@@ -204,7 +206,9 @@ class GuidedMasking(torch.nn.Module):
         self.strategy = strategy
 
     def extra_repr(self) -> str:
-        return f"mask_ratio={self.mask_ratio}, span={self.span}, strategy={self.strategy}"
+        return (
+            f"mask_ratio={self.mask_ratio}, span={self.span}, strategy={self.strategy}"
+        )
 
     def forward(
         self,
@@ -227,7 +231,9 @@ class GuidedMasking(torch.nn.Module):
         """
         if confidence is None:
             if self.strategy != "random":
-                raise ValueError(f"strategy: {self.strategy} needs confidence, got none")
+                raise ValueError(
+                    f"strategy: {self.strategy} needs confidence, got none"
+                )
             confidence = x.new_zeros(x.shape[:2])
         mask = sample_span_mask(
             confidence,

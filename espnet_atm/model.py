@@ -7,8 +7,8 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_atm.config import SSLConf
 from espnet_atm.confidence import utterance_confidence
+from espnet_atm.config import SSLConf
 from espnet_atm.frames import subsampling_layers
 from espnet_atm.masking import GuidedMasking
 from espnet_atm.weighting import frame_weights
@@ -104,9 +104,7 @@ class ATMSSLModel(ESPnetSSLModel):
         Returns:
             Scalar loss, statistics to log, and the weight of the batch (utterances).
         """
-        data = self.encode(
-            speech, speech_lengths, confidence=confidence, text=text
-        )
+        data = self.encode(speech, speech_lengths, confidence=confidence, text=text)
         data.update(text=text, text_lengths=text_lengths)
 
         total_loss = 0.0

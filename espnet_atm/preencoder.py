@@ -9,7 +9,6 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     Conv2dSubsampling,
 )
 
-
 # Encoders whose input_layer: null still adds positions, as input_layer: conv2d does.
 ENCODERS = ("conformer", "e_branchformer")
 

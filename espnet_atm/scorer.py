@@ -32,9 +32,7 @@ class Scorer:
         ValueError: when the model has no CTC head.
     """
 
-    def __init__(
-        self, model: ESPnetASRModel, sampling_rate: int, device: str = "cpu"
-    ):
+    def __init__(self, model: ESPnetASRModel, sampling_rate: int, device: str = "cpu"):
         if getattr(model, "ctc", None) is None:
             raise ValueError(
                 "the scorer has no CTC head (ctc_weight: 0.0); Ask2Mask needs "

@@ -44,7 +44,9 @@ def corpus(tmp_path_factory) -> Path:
         speech = 0.1 * rng.standard_normal(samples)
         soundfile.write(folder / f"{utt}.wav", speech, 16000, subtype="PCM_16")
         labels = rng.integers(0, 4, (samples - 400) // 160 + 1)
-        tracks[utt] = rng.random((((samples // 160) // 2 - 1) // 2, 1)).astype("float32")
+        tracks[utt] = rng.random((((samples // 160) // 2 - 1) // 2, 1)).astype(
+            "float32"
+        )
         lines["wav.scp"].append(f"{utt} {folder}/{utt}.wav")
         lines["text"].append(f"{utt} " + " ".join(map(str, labels)))
         lines["shape"].append(f"{utt} {samples}")

@@ -68,7 +68,10 @@ def test_an_event_lands_in_the_right_frame_after_cropping(path, scorer):
         _, batch = function(
             [
                 ("long", dict(speech=speech, text=labels, confidence=track[:, None])),
-                ("short", dict(speech=short, text=short_labels, confidence=short_track)),
+                (
+                    "short",
+                    dict(speech=short, text=short_labels, confidence=short_track),
+                ),
             ]
         )
         cropped = batch["speech"][0]
@@ -143,13 +146,18 @@ def test_validation_is_not_cropped_but_padded():
     utts, batch = collate(grid, FrameGrid(320, 199.5), train=False)(data)
     assert utts == ["a", "b"]
     assert batch["speech_lengths"].tolist() == [4000, 8000]
-    assert batch["confidence_lengths"].tolist() == [grid.length(4000), grid.length(8000)]
+    assert batch["confidence_lengths"].tolist() == [
+        grid.length(4000),
+        grid.length(8000),
+    ]
     assert (batch["confidence"][0, grid.length(4000) :] == 0).all()
 
 
 def test_pad_keeps_the_longest_whole():
     grid = FrameGrid.from_layers([(400, 320, 0)])
-    data = [(u, dict(speech=np.ones(n, np.float32))) for u, n in (("a", 4000), ("b", 8000))]
+    data = [
+        (u, dict(speech=np.ones(n, np.float32))) for u, n in (("a", 4000), ("b", 8000))
+    ]
     _, batch = collate(grid, pad=True)(data)
     assert batch["speech_lengths"].tolist() == [4000, 8000]
 

@@ -21,7 +21,10 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(
     "conf, message",
     [
-        ({"masker": "best"}, r"ssl_conf.masker: 'best' is not known; write one of \('atm'"),
+        (
+            {"masker": "best"},
+            r"ssl_conf.masker: 'best' is not known; write one of \('atm'",
+        ),
         (
             {"masker_conf": {"mask_ratio": 1.5}},
             r"ssl_conf.masker_conf.mask_ratio: 1.5 is not in \[0, 1\].*mask_ratio: 0.40",
@@ -32,9 +35,18 @@ def test_defaults_are_the_papers():
             "ssl_conf.masker_conf.strategy: 'highest' is not known; write one of high",
         ),
         ({"masker_conf": {"span": 0}}, "span: 0 is not a positive number of frames"),
-        ({"masker": "random", "masker_conf": {"strategy": "low"}}, "'low' needs masker: atm"),
-        ({"loss_scale": "utt"}, "ssl_conf.loss_scale: 'utt' is not known; write one of"),
-        ({"mask_ratio": 0.4}, "ssl_conf: unknown 'mask_ratio'; known are masker, masker_conf"),
+        (
+            {"masker": "random", "masker_conf": {"strategy": "low"}},
+            "'low' needs masker: atm",
+        ),
+        (
+            {"loss_scale": "utt"},
+            "ssl_conf.loss_scale: 'utt' is not known; write one of",
+        ),
+        (
+            {"mask_ratio": 0.4},
+            "ssl_conf: unknown 'mask_ratio'; known are masker, masker_conf",
+        ),
         ({"masker_conf": {"ratio": 0.4}}, "ssl_conf.masker_conf: unknown 'ratio'"),
         ({"loss_scale_conf": {"average": "all"}}, "loss_scale_conf.average: 'all'"),
         ({"loss_scale_conf": {"frame_prob": 2}}, r"frame_prob: 2.0 is not in \[0, 1\]"),
@@ -74,5 +86,7 @@ def test_impossible_rates_are_refused(tmp_path, shift):
 
 def test_a_track_much_coarser_than_the_encoder_is_refused(tmp_path):
     (tmp_path / "frame_shift").write_text("16000")
-    with pytest.raises(ValueError, match="one value in 16000 samples is too coarse .* 640"):
+    with pytest.raises(
+        ValueError, match="one value in 16000 samples is too coarse .* 640"
+    ):
         read_track_grid(str(tmp_path / "confidence.scp"), ENCODER)

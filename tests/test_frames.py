@@ -53,7 +53,9 @@ def test_lengths_are_those_of_conv2d(frames):
     assert output.size(1) == int(lengths) == grid.length(frames)
 
 
-@pytest.mark.parametrize("layer", ["conv2d1", "conv2d2", "conv2d", "conv2d6", "conv2d8"])
+@pytest.mark.parametrize(
+    "layer", ["conv2d1", "conv2d2", "conv2d", "conv2d6", "conv2d8"]
+)
 def test_lengths_are_those_of_espnets_subsampling(layer):
     encoder = ConformerEncoder(
         80, 8, attention_heads=2, linear_units=8, num_blocks=1, input_layer=layer

@@ -61,7 +61,12 @@ def test_high_has_the_marginals_of_sequential_sampling(generator):
     confidence = torch.tensor([0.9, 0.1, 0.5, 0.0, 1.0, 0.3, 0.7, 0.2, 0.05, 0.6])
     draws = 20000
     ours = sample_span_mask(
-        confidence.expand(draws, -1), torch.full((draws,), 10), 0.4, 3, "high", generator
+        confidence.expand(draws, -1),
+        torch.full((draws,), 10),
+        0.4,
+        3,
+        "high",
+        generator,
     )
     plain = torch.stack(
         [sequential_mask(confidence, 0.4, 3, generator) for _ in range(draws // 4)]
@@ -77,7 +82,12 @@ def test_first_starts_follow_the_confidence(strategy, certain, generator):
     confidence = torch.tensor([0.1, 0.4, 0.25, 0.25])
     draws = 40000
     mask = sample_span_mask(
-        confidence.expand(draws, -1), torch.full((draws,), 4), 0.25, 1, strategy, generator
+        confidence.expand(draws, -1),
+        torch.full((draws,), 4),
+        0.25,
+        1,
+        strategy,
+        generator,
     )
     weight = confidence if certain else 1 - confidence
     expected = weight / weight.sum()
@@ -139,7 +149,9 @@ def test_what_lies_in_the_padding_does_not_matter():
     spoiled = confidence.clone()
     spoiled[:, 30:] = math.nan
     masks = [
-        sample_span_mask(c, torch.tensor([30]), generator=torch.Generator().manual_seed(0))
+        sample_span_mask(
+            c, torch.tensor([30]), generator=torch.Generator().manual_seed(0)
+        )
         for c in (confidence, spoiled)
     ]
     assert torch.equal(*masks)
@@ -158,7 +170,10 @@ def test_bad_confidence_is_refused_by_row(bad):
     [
         (dict(mask_ratio=1.5), r"mask_ratio: 1.5 is not in \[0, 1\]"),
         (dict(span=0), "span: 0 is not a positive number"),
-        (dict(strategy="best"), "strategy: 'best' is not known; write one of high, low"),
+        (
+            dict(strategy="best"),
+            "strategy: 'best' is not known; write one of high, low",
+        ),
     ],
 )
 def test_impossible_options_are_refused(options, message):

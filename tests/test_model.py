@@ -54,12 +54,14 @@ def test_loss_scales_with_the_utterances_confidence(build):
     scaled = build(masker="atm", loss_scale="utterance").eval()
     for row in range(3):
         one = {
-            k: v[row : row + 1] if torch.is_tensor(v) else v
-            for k, v in batch().items()
+            k: v[row : row + 1] if torch.is_tensor(v) else v for k, v in batch().items()
         }
         frames = int(one["text_lengths"])
         one["speech"] = one["speech"][:, : int(one["speech_lengths"])]
-        one["text"], one["confidence"] = one["text"][:, :frames], one["confidence"][:, :frames]
+        one["text"], one["confidence"] = (
+            one["text"][:, :frames],
+            one["confidence"][:, :frames],
+        )
         with torch.no_grad():
             expected = plain(**one)[0] * one["confidence"].mean()
             torch.testing.assert_close(scaled(**one)[0], expected)
@@ -67,7 +69,9 @@ def test_loss_scales_with_the_utterances_confidence(build):
 
 def test_statistics_are_logged(build):
     confidence = torch.full((3, FRAMES), 0.5)
-    _, stats, weight = build(masker="atm", loss_scale="utterance").train()(**batch(confidence))
+    _, stats, weight = build(masker="atm", loss_scale="utterance").train()(
+        **batch(confidence)
+    )
     assert float(weight) == 3
     assert 0.40 <= float(stats["mask_ratio"]) < 0.40 + 10 / 16
     for name in ("masked", "unmasked", "utterance"):
@@ -81,7 +85,9 @@ def test_validation_masks_do_not_change_and_training_masks_do(build):
         assert torch.equal(model(**data)[0], model(**data)[0])
     model.train()
     masks = [
-        model.encode(SPEECH, LENGTHS, confidence=data["confidence"])["mask_info"]["mask_m"]
+        model.encode(SPEECH, LENGTHS, confidence=data["confidence"])["mask_info"][
+            "mask_m"
+        ]
         for _ in range(2)
     ]
     assert not torch.equal(*masks)
@@ -94,14 +100,18 @@ def test_features_for_others_are_never_masked(build):
 
 
 def test_confidence_that_does_not_fit_the_frames_is_refused(build):
-    with pytest.raises(ValueError, match=r"shape \(3, 5\) for encoder frames of shape \(3, 24\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 5\) for encoder frames of shape \(3, 24\)"
+    ):
         build(masker="atm")(**batch(torch.rand(3, 5)))
 
 
 def test_losses_that_take_no_weights_are_refused(ssl_command):
     model = ATMSSLTask.build_model(arguments(ssl_command()))
     model.losses[0].accepts_weight = False
-    with pytest.raises(ValueError, match="loss_scale: utterance is not possible with HuBERT"):
+    with pytest.raises(
+        ValueError, match="loss_scale: utterance is not possible with HuBERT"
+    ):
         ATMSSLModel(model, SSLConf.parse({"loss_scale": "utterance"}))
     model.util_attributes = {"mask", "ema"}
     with pytest.raises(ValueError, match="these use .'ema', 'mask'."):

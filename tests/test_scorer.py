@@ -44,21 +44,45 @@ def test_grid_follows_the_layers(scorer):
 
 
 def test_grid_of_other_front_ends(make_asr):
-    cnn = {"norm_mode": "group_norm", "conv_mode": "standard", "bias": True, "shapes":
-           [[8, 10, 5], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 2, 2], [8, 2, 2]]}
-    encoder = dict(input_layer="linear", output_size=16, attention_heads=2,
-                   linear_units=16, num_blocks=1)
+    cnn = {
+        "norm_mode": "group_norm",
+        "conv_mode": "standard",
+        "bias": True,
+        "shapes": [
+            [8, 10, 5],
+            [8, 3, 2],
+            [8, 3, 2],
+            [8, 3, 2],
+            [8, 3, 2],
+            [8, 2, 2],
+            [8, 2, 2],
+        ],
+    }
+    encoder = dict(
+        input_layer="linear",
+        output_size=16,
+        attention_heads=2,
+        linear_units=16,
+        num_blocks=1,
+    )
     files = make_asr(
-        frontend="wav2vec_cnn", frontend_conf=cnn, encoder="transformer",
-        encoder_conf=encoder, normalize=None,
+        frontend="wav2vec_cnn",
+        frontend_conf=cnn,
+        encoder="transformer",
+        encoder_conf=encoder,
+        normalize=None,
     )
     grid = Scorer.from_files(*files).grid
     assert grid == FrameGrid(320, 199.5, grid.layers) and grid.layers
     # sinc convolutions over sliding windows: measured
     files = make_asr(
-        frontend="sliding_window", frontend_conf={"hop_length": 160, "win_length": 400},
-        preencoder="sinc", preencoder_conf={"fs": 16000}, normalize=None,
-        encoder="transformer", encoder_conf=encoder,
+        frontend="sliding_window",
+        frontend_conf={"hop_length": 160, "win_length": 400},
+        preencoder="sinc",
+        preencoder_conf={"fs": 16000},
+        normalize=None,
+        encoder="transformer",
+        encoder_conf=encoder,
     )
     scorer = Scorer.from_files(*files)
     _, frames = scorer.score(torch.randn(1, 48000), torch.tensor([48000]))

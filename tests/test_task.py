@@ -21,7 +21,15 @@ WAV2VEC = dict(
         "norm_mode": "layer_norm",
         "conv_mode": "standard",
         "bias": True,
-        "shapes": [[8, 10, 5], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 2, 2], [8, 2, 2]],
+        "shapes": [
+            [8, 10, 5],
+            [8, 3, 2],
+            [8, 3, 2],
+            [8, 3, 2],
+            [8, 3, 2],
+            [8, 2, 2],
+            [8, 2, 2],
+        ],
     },
     preencoder="linear",
     preencoder_conf={"output_size": 16},
@@ -55,8 +63,16 @@ def test_encoder_grid_of_a_config(ssl_command, path, shift):
     "ssl_conf",
     [
         ATM,
-        {"masker": "atm", "masker_conf": {"strategy": "mixed"}, "loss_scale": "utterance"},
-        {"masker": "random", "loss_scale": "frame", "loss_scale_conf": {"frame_prob": 0.5}},
+        {
+            "masker": "atm",
+            "masker_conf": {"strategy": "mixed"},
+            "loss_scale": "utterance",
+        },
+        {
+            "masker": "random",
+            "loss_scale": "frame",
+            "loss_scale_conf": {"frame_prob": 0.5},
+        },
     ],
     ids=["atm", "atm+s", "frame"],
 )
@@ -70,7 +86,9 @@ def test_trains_with_confidence(ssl_command, ssl_conf, path):
     assert "util_modules.mask.mask_embedding" in moved
     # The run's config names the settings, and builds the same model again.
     folder = Path(command[command.index("--output_dir") + 1])
-    model, _ = ATMSSLTask.build_model_from_file(folder / "config.yaml", folder / "1epoch.pth")
+    model, _ = ATMSSLTask.build_model_from_file(
+        folder / "config.yaml", folder / "1epoch.pth"
+    )
     assert isinstance(model, ATMSSLModel)
 
 
@@ -111,7 +129,11 @@ def test_without_ssl_conf_it_is_espnet_to_the_bit(ssl_command):
 @pytest.mark.parametrize(
     "config, streams, message",
     [
-        (dict(ssl_conf=ATM), ("speech", "text"), "add --train_data_path_and_name_and_type"),
+        (
+            dict(ssl_conf=ATM),
+            ("speech", "text"),
+            "add --train_data_path_and_name_and_type",
+        ),
         (
             dict(ssl_conf={"masker": "random", "loss_scale": "utterance"}),
             ("speech", "text"),
@@ -133,7 +155,9 @@ def test_without_ssl_conf_it_is_espnet_to_the_bit(ssl_command):
             "preencoder: sinc has frame times that are not known",
         ),
         (
-            dict(ssl_conf=ATM, encoder="transformer", encoder_conf={"input_layer": None}),
+            dict(
+                ssl_conf=ATM, encoder="transformer", encoder_conf={"input_layer": None}
+            ),
             ("speech", "text", "confidence"),
             "encoder: transformer adds no positions after preencoder: conv2d",
         ),
@@ -160,7 +184,9 @@ def test_impossible_configs_are_refused_at_the_start(
     command = ssl_command(streams=streams, **config)
     with pytest.raises(ValueError, match=message):
         ATMSSLTask.main(cmd=command)
-    assert not (Path(command[command.index("--output_dir") + 1]) / "config.yaml").exists()
+    assert not (
+        Path(command[command.index("--output_dir") + 1]) / "config.yaml"
+    ).exists()
 
 
 @pytest.mark.parametrize(
@@ -174,11 +200,14 @@ def test_a_track_at_an_impossible_rate_is_refused_at_the_start(
     scp = tmp_path / "confidence.scp"
     scp.write_text((corpus / "confidence.scp").read_text())
     command = [
-        x.replace(f"{corpus}/confidence.scp", str(scp)) for x in ssl_command(ssl_conf=ATM)
+        x.replace(f"{corpus}/confidence.scp", str(scp))
+        for x in ssl_command(ssl_conf=ATM)
     ]
     with pytest.raises(ValueError, match=message):
         ATMSSLTask.main(cmd=command)
-    assert not (Path(command[command.index("--output_dir") + 1]) / "config.yaml").exists()
+    assert not (
+        Path(command[command.index("--output_dir") + 1]) / "config.yaml"
+    ).exists()
 
 
 def test_the_collate_function_can_be_sent_to_other_processes(ssl_command):

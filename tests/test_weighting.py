@@ -24,8 +24,12 @@ def test_frame_weights_for_a_part_of_the_utterances(generator):
     never = frame_weights(CONFIDENCE, LENGTHS, MASK, "frame", frame_prob=0.0)
     assert (never == 1).all()
     many = frame_weights(
-        torch.zeros(5000, 2), torch.full((5000,), 2), torch.ones(5000, 2), "frame",
-        frame_prob=0.1, generator=generator,
+        torch.zeros(5000, 2),
+        torch.full((5000,), 2),
+        torch.ones(5000, 2),
+        "frame",
+        frame_prob=0.1,
+        generator=generator,
     )
     assert torch.equal(many[:, 0], many[:, 1])
     assert abs((many[:, 0] == 0).float().mean() - 0.1) < 0.02

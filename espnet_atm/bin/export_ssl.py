@@ -63,7 +63,9 @@ def export(
         ValueError: when the config is not that of an SSL model, or an encoder cannot
             take the preencoder in.
     """
-    missing = [key for key in ("token_list", "encoder", "frontend") if key not in config]
+    missing = [
+        key for key in ("token_list", "encoder", "frontend") if key not in config
+    ]
     if missing:
         raise ValueError(f"the config has no {', '.join(missing)}: not an SSL run's")
     new = {key: config[key] for key in MODEL_KEYS if key in config}

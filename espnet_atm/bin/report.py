@@ -47,7 +47,9 @@ class Scored(NamedTuple):
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--confidence_dir", required=True, help="of espnet_atm.bin.score")
+    parser.add_argument(
+        "--confidence_dir", required=True, help="of espnet_atm.bin.score"
+    )
     parser.add_argument("--wav_scp", required=True, help="the audio that was scored")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--utt2category", help="condition of each utterance")
@@ -61,7 +63,9 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def frame_energy(speech: np.ndarray, shift: int, offset: float, frames: int) -> np.ndarray:
+def frame_energy(
+    speech: np.ndarray, shift: int, offset: float, frames: int
+) -> np.ndarray:
     """Energy in dB of the ``shift`` samples around each frame's centre, (T,)."""
     starts = np.rint(offset + (np.arange(frames) - 0.5) * shift).astype(int)
     total = np.concatenate([[0.0], np.cumsum(speech.astype(np.float64) ** 2)])
@@ -127,10 +131,15 @@ def plot_frames(scored: List[Scored], file: Path) -> Dict[str, float]:
     return {
         "frames looked at": confidence.size,
         "mean frame confidence": float(confidence.mean()),
-        "of speech frames": float(confidence[~silent].mean()) if (~silent).any() else np.nan,
-        "of silent frames": float(confidence[silent].mean()) if silent.any() else np.nan,
+        "of speech frames": float(confidence[~silent].mean())
+        if (~silent).any()
+        else np.nan,
+        "of silent frames": float(confidence[silent].mean())
+        if silent.any()
+        else np.nan,
         "silent frames, %": 100 * float(silent.mean()),
-        "silent among the 40 % most confident frames, %": 100 * float(silent[top].mean()),
+        "silent among the 40 % most confident frames, %": 100
+        * float(silent[top].mean()),
     }
 
 
@@ -163,7 +172,9 @@ def plot_example(
     figure, (top, middle, odds, bottom) = plt.subplots(
         4, 1, figsize=(9, 6.5), sharex=True, height_ratios=[3, 1.5, 1.5, 1.2]
     )
-    top.specgram(example.speech + 1e-8, NFFT=400, noverlap=240, Fs=args.fs, cmap="magma")
+    top.specgram(
+        example.speech + 1e-8, NFFT=400, noverlap=240, Fs=args.fs, cmap="magma"
+    )
     top.set(ylabel="Hz", title=f"{example.utt} ({example.category})")
     middle.plot(seconds, example.confidence, drawstyle="steps-mid")
     middle.set(ylabel="$s_t$", ylim=(0, 1.05))
@@ -184,7 +195,9 @@ def plot_example(
     edges = np.append(seconds, seconds[-1] + shift / args.fs) - shift / args.fs / 2
     bottom.pcolormesh(edges, np.arange(len(drawn) + 1), np.stack(drawn), cmap="Greys")
     bottom.set(
-        yticks=np.arange(len(drawn)) + 0.5, yticklabels=STRATEGIES, xlabel="s",
+        yticks=np.arange(len(drawn)) + 0.5,
+        yticklabels=STRATEGIES,
+        xlabel="s",
         xlim=(0, len(example.speech) / args.fs),
     )
     bottom.set_ylabel("one draw")

@@ -62,7 +62,13 @@ assert all(torch.equal(loaded[k], v) for k, v in state.items() if k.startswith("
 
 def run_without_the_package(code: str, *arguments) -> None:
     subprocess.run(
-        [sys.executable, "-S", "-c", f"import site, sys\n{WITHOUT}\n{code}", *map(str, arguments)],
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            f"import site, sys\n{WITHOUT}\n{code}",
+            *map(str, arguments),
+        ],
         check=True,
         cwd="/",
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
@@ -116,7 +122,9 @@ def test_stock_espnet_computes_the_same_by_frontend(pretrained, tmp_path, path):
         BY_FRONTEND, file, tmp_path / "speech.npy", tmp_path / "feats.npy"
     )
     got = torch.from_numpy(np.load(tmp_path / "feats.npy"))
-    torch.testing.assert_close(got, expected[0] if isinstance(expected, tuple) else expected)
+    torch.testing.assert_close(
+        got, expected[0] if isinstance(expected, tuple) else expected
+    )
 
 
 def test_stock_espnet_loads_the_encoder_by_init_param(pretrained, corpus, tmp_path):
@@ -130,7 +138,9 @@ def test_stock_espnet_loads_the_encoder_by_init_param(pretrained, corpus, tmp_pa
 def test_only_the_model_is_left(pretrained):
     _, file = pretrained()
     state = torch.load(file, weights_only=True)
-    assert not [k for k in state if k.startswith(("losses.", "util_modules.", "preencoder."))]
+    assert not [
+        k for k in state if k.startswith(("losses.", "util_modules.", "preencoder."))
+    ]
     config = yaml.safe_load((file.parent / "config.yaml").read_text())
     assert config["loss"] == [] and config["util"] == [] and config["init"] is None
     assert "ssl_conf" not in config and "train_shape_file" not in config

@@ -25,7 +25,10 @@ def scored(corpus, tmp_path):
 
 
 def test_report_has_its_plots(scored, tmp_path):
-    main(scored + ["--utt2category", str(tmp_path / "utt2category"), "--num_examples", "2"])
+    main(
+        scored
+        + ["--utt2category", str(tmp_path / "utt2category"), "--num_examples", "2"]
+    )
     names = {x.name for x in (tmp_path / "report").glob("*.png")}
     assert names == {
         *("frame_confidence.png", "utterance_confidence.png"),

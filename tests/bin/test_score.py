@@ -43,12 +43,15 @@ def test_scores_are_the_scorers_within_a_byte(asr, corpus, undisturbed):
     scorer = Scorer.from_files(*asr)
     stored = kaldiio.load_scp(str(undisturbed / "confidence.scp"))
     means = dict(
-        line.split() for line in (undisturbed / "utt2confidence").read_text().splitlines()
+        line.split()
+        for line in (undisturbed / "utt2confidence").read_text().splitlines()
     )
     assert list(stored) == read_scp_ids(corpus / "wav.scp")
     for utt, track in stored.items():
         speech, _ = soundfile.read(corpus / f"{utt}.wav", dtype="float32")
-        expected, _ = scorer.score(torch.from_numpy(speech)[None], torch.tensor([len(speech)]))
+        expected, _ = scorer.score(
+            torch.from_numpy(speech)[None], torch.tensor([len(speech)])
+        )
         assert track.shape == (expected.size(1), 1)
         assert np.abs(track[:, 0] - expected[0].numpy()).max() <= 0.5 / 255 + 1e-6
         assert float(means[utt]) == pytest.approx(track.mean(), abs=1e-6)
@@ -64,7 +67,9 @@ def test_one_byte_a_frame(corpus, undisturbed):
 
 
 def test_espnet_reads_the_track(undisturbed):
-    dataset = ESPnetDataset([(f"{undisturbed}/confidence.scp", "confidence", "kaldi_ark")])
+    dataset = ESPnetDataset(
+        [(f"{undisturbed}/confidence.scp", "confidence", "kaldi_ark")]
+    )
     expected = kaldiio.load_scp(str(undisturbed / "confidence.scp"))["utt3"]
     got = dataset["utt3"][1]["confidence"]
     np.testing.assert_array_equal(got, expected)
@@ -150,7 +155,9 @@ def test_what_cannot_be_scored_is_skipped_by_name(asr, corpus, tmp_path, capfd):
     wav_scp = tmp_path / "wav.scp"
     names = ("short", "empty", "stereo", "nan", "missing")
     first = (corpus / "wav.scp").read_text().splitlines()[0]
-    wav_scp.write_text(first + "".join(f"\n{x} {tmp_path}/{x}.wav" for x in names) + "\n")
+    wav_scp.write_text(
+        first + "".join(f"\n{x} {tmp_path}/{x}.wav" for x in names) + "\n"
+    )
     folder = tmp_path / "scores"
     with pytest.raises(SystemExit, match="5 utterances have no score"):
         main(command(asr, wav_scp, folder))
@@ -167,7 +174,10 @@ def test_what_cannot_be_scored_is_skipped_by_name(asr, corpus, tmp_path, capfd):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("a x.wav\nb\n", "wav.scp:2: no path in 'b'"), ("a x\nb y\na z\n", ":3: a is in line 1")],
+    [
+        ("a x.wav\nb\n", "wav.scp:2: no path in 'b'"),
+        ("a x\nb y\na z\n", ":3: a is in line 1"),
+    ],
 )
 def test_bad_scp_lines_are_named(tmp_path, text, message):
     (tmp_path / "wav.scp").write_text(text)
@@ -178,7 +188,9 @@ def test_bad_scp_lines_are_named(tmp_path, text, message):
 def test_audio_at_another_rate_is_refused(asr, tmp_path):
     soundfile.write(tmp_path / "slow.wav", np.zeros(8000), 8000)
     (tmp_path / "wav.scp").write_text(f"slow {tmp_path}/slow.wav\n")
-    with pytest.raises(ValueError, match="slow: .* 8000 Hz and the scorer wants 16000 Hz"):
+    with pytest.raises(
+        ValueError, match="slow: .* 8000 Hz and the scorer wants 16000 Hz"
+    ):
         main(command(asr, tmp_path / "wav.scp", tmp_path / "scores"))
 
 

@@ -51,7 +51,9 @@ def test_gradients_scale_with_the_weight_of_the_utterance(inputs):
     def gradient(weight):
         output = inputs["encoder_output"][-1].clone().requires_grad_()
         info = {**inputs["mask_info"], "weight": weight}
-        loss, _ = make_loss()(**{**inputs, "encoder_output": [output], "mask_info": info})
+        loss, _ = make_loss()(
+            **{**inputs, "encoder_output": [output], "mask_info": info}
+        )
         loss.backward()
         return output.grad
 

@@ -9,9 +9,6 @@ import kaldi_data
 import numpy as np
 import pytest
 import soundfile
-from conftest import RECIPE
-
-
 
 NL = r"""
 -- dialogId("x-m-comment", "font_small", "")

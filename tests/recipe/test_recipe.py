@@ -79,7 +79,8 @@ def test_pipeline(recipe):
     kill_when(
         recipe,
         lambda: any(
-            x.stat().st_size for x in recipe.glob("exp/mini/confidence_*/*/*/*/*.scp")
+            x.stat().st_size
+            for x in recipe.glob("exp/mini/confidence_*/*/*/*/*.scp")
             if x.name == "confidence.scp"
         ),
         group=True,
@@ -111,7 +112,9 @@ def test_pipeline(recipe):
         assert all(len(x) for x in kaldiio.load_scp(str(scp)).values())
 
     # What one came for: error rates, the report, and a model for stock ESPnet.
-    rows = re.findall(r"^\| mini \| (\S+) \| (\S+) \|.*\| [\d.]+ \| [\d.]+ \|", log, re.M)
+    rows = re.findall(
+        r"^\| mini \| (\S+) \| (\S+) \|.*\| [\d.]+ \| [\d.]+ \|", log, re.M
+    )
     tests = ("mini_test_an4", "mini_test_clean", "mini_test_mismatched")
     assert {(run, t) for run in ("scorer", RUN) for t in tests} == set(rows)
     assert (recipe / "RESULTS.md").read_text().count(RUN) == 3
@@ -119,9 +122,10 @@ def test_pipeline(recipe):
     assert report.read_text().count("<img") >= 3
     assert str(report) in log
     (exported,) = recipe.glob(f"exp/mini/ssl_{RUN}_raw/export/*.pth")
-    assert f"{exported.name}:encoder:encoder" in (
-        recipe / f"exp/mini/asr_{RUN}/config.yaml"
-    ).read_text()
+    assert (
+        f"{exported.name}:encoder:encoder"
+        in (recipe / f"exp/mini/asr_{RUN}/config.yaml").read_text()
+    )
 
     # Again: nothing is done, and it does not take long.
     files = {x: x.stat().st_mtime for x in recipe.rglob("exp/**/*.pth")}
@@ -142,7 +146,10 @@ def test_pipeline(recipe):
         ),
         (("--masker", "best"), "ssl_conf.masker: 'best' is not known"),
         (("--mask_ratio", "1.5"), "mask_ratio: 1.5 is not in"),
-        (("--scorer_config", "x.yaml"), "--scorer_config and --scorer_model go together"),
+        (
+            ("--scorer_config", "x.yaml"),
+            "--scorer_config and --scorer_model go together",
+        ),
         (("--objective", "data2vec"), "--objective data2vec is not known"),
     ],
 )

@@ -34,7 +34,12 @@ def decoded(tmp_path) -> list[str]:
         file.parent.mkdir(parents=True)
         file.write_text(text)
     return [
-        *("--data_dir", str(tmp_path / "data"), "--decode_dir", str(tmp_path / "decode")),
+        *(
+            "--data_dir",
+            str(tmp_path / "data"),
+            "--decode_dir",
+            str(tmp_path / "decode"),
+        ),
         "test",
     ]
 
