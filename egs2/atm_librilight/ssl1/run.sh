@@ -13,7 +13,7 @@ done
 opts=()
 case "${corpus}" in
     mini) opts+=(--ssl_max_epoch 6 --asr_max_epoch 15) ;;
-    fillets) opts+=(--ssl_max_epoch 10 --asr_max_epoch 20) ;;
+    fillets) opts+=(--ssl_max_epoch 8 --asr_max_epoch 16) ;;
 esac
 
 ./atm.sh --corpus "${corpus}" "${opts[@]}" "$@"
