@@ -2,6 +2,7 @@
 
 from typing import Dict, Optional, Tuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -65,9 +66,6 @@ def _rank(key: torch.Tensor) -> torch.Tensor:
 def _nth_largest(values: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
     """The n-th largest value of each row, n counting from 1 and differing by row.
 
-    ``kthvalue`` selects one k for all rows, without sorting. So each row is padded to
-    twice its length, with as many infinities as make its n-th value the middle one.
-
     Args:
         values: (B, T), float.
         n: (B,), int, in [1, T].
@@ -75,12 +73,11 @@ def _nth_largest(values: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, 1).
     """
-    length = values.size(1)
-    above = torch.arange(length, device=values.device) < (length - n)[:, None]
-    padding = torch.where(above, torch.inf, -torch.inf).to(values.dtype)
-    return torch.cat([values, padding], dim=1).kthvalue(
-        length + 1, dim=1, keepdim=True
-    )[0]
+    if values.device.type == "cpu":  # NumPy sorts ten times faster there
+        ordered = torch.from_numpy(np.sort(values.detach().numpy(), axis=1))
+    else:
+        ordered = values.sort(dim=1).values
+    return ordered.gather(1, (values.size(1) - n)[:, None])
 
 
 def sample_span_mask(
@@ -96,7 +93,7 @@ def sample_span_mask(
     Every valid frame can start a span; a span stops at the end of its row. Sequential
     drawing that stops at ``ceil(mask_ratio * length)`` covered frames covers exactly
     the frames whose window of ``span`` possible starts holds a key as large as that
-    order statistic of the windows, so one sliding maximum and one selection do it, row by
+    order statistic of the windows, so one sliding maximum and one sort do it, row by
     row, without a loop or a device synchronisation.
 
     Args:
