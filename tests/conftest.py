@@ -73,6 +73,22 @@ CONFORMER = {
     "macaron_style": True,
 }
 
+# The front end of wav2vec 2.0, thin.
+CNN = {
+    "norm_mode": "layer_norm",
+    "conv_mode": "standard",
+    "bias": True,
+    "shapes": [
+        [8, 10, 5],
+        [8, 3, 2],
+        [8, 3, 2],
+        [8, 3, 2],
+        [8, 3, 2],
+        [8, 2, 2],
+        [8, 2, 2],
+    ],
+}
+
 SSL_CONFIG = {
     "frontend": "default",
     "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80},

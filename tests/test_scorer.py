@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import CNN
 from espnet2.tasks.asr import ASRTask
 
 from espnet_atm.confidence import frame_confidence
@@ -44,20 +45,6 @@ def test_grid_follows_the_layers(scorer):
 
 
 def test_grid_of_other_front_ends(make_asr):
-    cnn = {
-        "norm_mode": "group_norm",
-        "conv_mode": "standard",
-        "bias": True,
-        "shapes": [
-            [8, 10, 5],
-            [8, 3, 2],
-            [8, 3, 2],
-            [8, 3, 2],
-            [8, 3, 2],
-            [8, 2, 2],
-            [8, 2, 2],
-        ],
-    }
     encoder = dict(
         input_layer="linear",
         output_size=16,
@@ -67,7 +54,7 @@ def test_grid_of_other_front_ends(make_asr):
     )
     files = make_asr(
         frontend="wav2vec_cnn",
-        frontend_conf=cnn,
+        frontend_conf={**CNN, "norm_mode": "group_norm"},
         encoder="transformer",
         encoder_conf=encoder,
         normalize=None,

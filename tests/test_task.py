@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import CNN, ROOT
 
 from espnet_atm.frames import FrameGrid
 from espnet_atm.model import ATMSSLModel
@@ -17,20 +17,7 @@ ATM = {"masker": "atm"}
 # ESPnet's own options, with labels as its collate function wants them.
 WAV2VEC = dict(
     frontend="wav2vec_cnn",
-    frontend_conf={
-        "norm_mode": "layer_norm",
-        "conv_mode": "standard",
-        "bias": True,
-        "shapes": [
-            [8, 10, 5],
-            [8, 3, 2],
-            [8, 3, 2],
-            [8, 3, 2],
-            [8, 3, 2],
-            [8, 2, 2],
-            [8, 2, 2],
-        ],
-    },
+    frontend_conf=CNN,
     preencoder="linear",
     preencoder_conf={"output_size": 16},
     collate_fn_conf={"label_downsampling": 2},
