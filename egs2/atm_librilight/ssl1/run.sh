@@ -13,7 +13,7 @@ done
 opts=()
 case "${corpus}" in
     mini) opts+=(--ssl_max_epoch 6 --asr_max_epoch 15) ;;
-    fillets) opts+=(--ssl_max_epoch 8 --asr_max_epoch 16) ;;
+    fillets) opts+=(--ssl_max_epoch 7 --asr_max_epoch 14) ;;
 esac
 
 ./atm.sh --corpus "${corpus}" "${opts[@]}" "$@"
