@@ -24,5 +24,5 @@ setup(
         "kaldiio",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "hypothesis"]},
+    extras_require={"test": ["pytest", "hypothesis", "transformers"]},
 )

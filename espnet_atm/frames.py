@@ -98,3 +98,19 @@ def measured_grid(
         )
     shift = round((num_samples[1] - num_samples[0]) / (long - short))
     return FrameGrid(shift, (num_samples[1] - 1 - (long - 1) * shift) / 2)
+
+
+def stack_frames(x: torch.Tensor, first: int, stack: int, length: int) -> torch.Tensor:
+    """Put consecutive frames side by side, to a lower frame rate.
+
+    Args:
+        x: (B, F, D) with F >= ``first + stack * length``.
+        first: where the first stack begins.
+        stack: frames in each.
+        length: number of stacks T.
+
+    Returns:
+        (B, T, stack * D).
+    """
+    x = x[:, first : first + stack * length]
+    return x.reshape(len(x), length, stack * x.size(-1))

@@ -3,13 +3,19 @@
 from typing import Dict, Optional, Tuple
 
 import torch
+from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.torch_utils.device_funcs import force_gatherable
 
 from espnet_atm.confidence import utterance_confidence
 from espnet_atm.config import SSLConf
-from espnet_atm.frames import subsampling_layers
+from espnet_atm.frames import (
+    FrameGrid,
+    frontend_layers,
+    stack_frames,
+    subsampling_layers,
+)
 from espnet_atm.masking import GuidedMasking
 from espnet_atm.weighting import frame_weights
 
@@ -25,12 +31,13 @@ class ATMSSLModel(ESPnetSSLModel):
     Args:
         model: what ESPnet's task built, with its ``mask`` util.
         conf: the checked ``ssl_conf``.
+        accum_grad: batches of each update.
 
     Raises:
         ValueError: when a loss cannot do what ``conf`` asks for.
     """
 
-    def __init__(self, model: ESPnetSSLModel, conf: SSLConf):
+    def __init__(self, model: ESPnetSSLModel, conf: SSLConf, accum_grad: int = 1):
         if model.util_attributes != {"mask"}:
             raise ValueError(
                 "ssl_conf guides masks: the losses must use the util 'mask' and no "
@@ -73,6 +80,39 @@ class ATMSSLModel(ESPnetSSLModel):
             token_list=model.token_list,
         )
         self.conf = conf
+        self.accum_grad = accum_grad
+        for loss in self.losses:
+            if hasattr(loss, "check_model"):
+                loss.check_model(self)
+
+    def stacking(self) -> Tuple[int, int]:
+        """How the front end's frames are stacked to the encoder's rate.
+
+        Returns:
+            The frame that the first stack begins with, and the frames of each, chosen so
+            that stack and encoder frame have the same centre, to within half a frame of
+            the front end.
+
+        Raises:
+            ValueError: when the front end has no fixed features.
+        """
+        if not isinstance(self.frontend, DefaultFrontend):
+            raise ValueError(
+                "the loss best_rq needs features that are not learnt, and the frontend "
+                f"is {type(self.frontend).__name__}; write frontend: default"
+            )
+        layers = frontend_layers(self.frontend)
+        features = FrameGrid.from_layers(layers)
+        if self.preencoder is not None:
+            layers += subsampling_layers(self.preencoder)
+        encoder = FrameGrid.from_layers(layers)
+        stack = encoder.shift // features.shift
+        centre = (encoder.offset - features.offset) / features.shift
+        return int(centre - (stack - 1) / 2), stack
+
+    def stacked_size(self) -> int:
+        """Dimensions of the stacked features; errors as in :meth:`stacking`."""
+        return self.stacking()[1] * self.frontend.output_size()
 
     def collect_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor, **kwargs
@@ -134,14 +174,21 @@ class ATMSSLModel(ESPnetSSLModel):
         """Features, mask, context network; arguments as in :meth:`forward`."""
         data = {}
         feats, lengths = self._extract_feats(speech, speech_lengths)
-        data.update(frontend=feats, frontend_lengths=lengths)
+        if "stacked_features" in self.required_inputs:
+            # Copied: what follows may augment and normalise in place.
+            features = feats.detach().clone()
         if self.specaug is not None and self.training:
             feats, lengths = self.specaug(feats, lengths)
         if self.normalize is not None:
             feats, lengths = self.normalize(feats, lengths)
         if self.preencoder is not None:
             feats, lengths = self.preencoder(feats, lengths)
-        data.update(preencoder=feats, preencoder_lengths=lengths)
+        data["preencoder"] = feats
+        data["num_updates"] = self.global_step[0] // self.accum_grad
+        if "stacked_features" in self.required_inputs:
+            data["stacked_features"] = stack_frames(
+                features, *self.stacking(), length=feats.size(1)
+            )
 
         # (B, T), T: encoder frames
         padding = make_pad_mask(lengths, maxlen=feats.size(1)).to(feats.device)
@@ -156,7 +203,7 @@ class ATMSSLModel(ESPnetSSLModel):
         feats, mask_info = self.util_modules["mask"](
             feats, padding, confidence, generator
         )
-        mask_info["weight"] = None
+        mask_info.update(weight=None, generator=generator)
         if self.conf.loss_scale != "none":
             mask_info["weight"] = frame_weights(
                 confidence,
@@ -188,6 +235,9 @@ def _mask_stats(
     """What was masked, for the log: tensors, so that the device is not waited for."""
     masked, unmasked = mask_info["mask_m"], mask_info["mask_u"]
     stats = {"mask_ratio": masked.sum() / lengths.sum().clamp(min=1)}
+    if mask_info["weight"] is not None:
+        total = torch.where(masked, mask_info["weight"], 0).sum()
+        stats["weight"] = total / masked.sum().clamp(min=1)
     if confidence is not None:
         for name, where in (("masked", masked), ("unmasked", unmasked)):
             total = torch.where(where, confidence, 0).sum()

@@ -22,16 +22,21 @@ from typeguard import typechecked
 from espnet_atm.collate import SyncedCollateFn
 from espnet_atm.config import TRACK, SSLConf, find_track, read_track_grid
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
+from espnet_atm.losses.best_rq import BestRQLoss
 from espnet_atm.losses.hubert import HuBERTLoss
+from espnet_atm.losses.w2v_bert import W2vBertLoss
+from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
 from espnet_atm.model import ATMSSLModel
 from espnet_atm.preencoder import Conv2dPreEncoder, check_encoder
 
 # Utterances of each set that are looked at before training begins.
 TRIED = 8
 
-# Registered for everyone: without ssl_conf the loss is ESPnet's own, and the preencoder
-# is one choice more.
+# Registered for everyone: without ssl_conf the loss hubert is ESPnet's own, and the
+# others, with the preencoder, are choices more.
 loss_choices.classes["hubert"] = HuBERTLoss
+OWN_LOSSES = {"wav2vec2": Wav2Vec2Loss, "w2v_bert": W2vBertLoss, "best_rq": BestRQLoss}
+loss_choices.classes.update(OWN_LOSSES)
 preencoder_choices.classes["conv2d"] = Conv2dPreEncoder
 
 
@@ -68,6 +73,8 @@ class ATMSSLTask(SSLTask):
     def add_task_arguments(cls, parser: argparse.ArgumentParser):
         """Add ``--ssl_conf`` to ESPnet's arguments."""
         super().add_task_arguments(parser)
+        # Asked for in main_worker, when a loss has labels to read.
+        parser.get_default("required").remove("token_list")
         parser.add_argument(
             "--ssl_conf",
             action=NestedDictAction,
@@ -87,9 +94,48 @@ class ATMSSLTask(SSLTask):
     @typechecked
     def main_worker(cls, args: argparse.Namespace):
         """Refuse what cannot train before anything is built or written."""
+        cls.check_labels(args)
         if args.ssl_conf:
             cls.check_ssl_conf(args)
         super().main_worker(args)
+
+    @classmethod
+    def check_labels(cls, args: argparse.Namespace) -> None:
+        """Ask for labels and their token list only where a loss reads them.
+
+        Raises:
+            ValueError: naming the option that is missing, or not wanted.
+        """
+        needing = [x["name"] for x in args.loss if x["name"] not in OWN_LOSSES]
+        if needing and args.token_list is None:
+            raise ValueError(
+                f"the loss {needing[0]} reads labels: give their --token_list"
+            )
+        for mode in ("train", "valid"):
+            option = f"{mode}_data_path_and_name_and_type"
+            names = [name for _, name, _ in getattr(args, option)]
+            if needing and "text" not in names and not args.collect_stats:
+                raise ValueError(
+                    f"the loss {needing[0]} reads labels, and --{option} names none: "
+                    f"add --{option} FILE,text,text"
+                )
+            if args.token_list is None and "text" in names:
+                raise ValueError(
+                    f"--{option} names labels, which no loss reads: leave them out, or "
+                    "give their --token_list"
+                )
+        if args.token_list is None:
+            args.token_list = []
+
+    @classmethod
+    @typechecked
+    def build_preprocess_fn(
+        cls, args: argparse.Namespace, train: bool
+    ) -> Optional[Callable[[str, Dict[str, np.ndarray]], Dict[str, np.ndarray]]]:
+        """ESPnet's, which reads no labels when there is no token list."""
+        if not args.token_list:
+            args = argparse.Namespace(**{**vars(args), "token_type": None})
+        return super().build_preprocess_fn(args, train)
 
     @classmethod
     def check_ssl_conf(cls, args: argparse.Namespace) -> None:
@@ -155,12 +201,20 @@ class ATMSSLTask(SSLTask):
     @typechecked
     def build_model(cls, args: argparse.Namespace) -> ESPnetSSLModel:
         """Build ESPnet's model and, with ``ssl_conf``, hand it to ours."""
+        ssl_conf = getattr(args, "ssl_conf", None)  # not in configs of stock ESPnet
+        own = [x["name"] for x in args.loss if x["name"] in OWN_LOSSES]
+        if own and not ssl_conf:
+            raise ValueError(
+                f"the loss {own[0]} needs ssl_conf, because ESPnet's own masking "
+                "overwrites what the loss is to find again; write ssl_conf: masker: "
+                "random, or atm"
+            )
         model = super().build_model(args)
-        if not getattr(args, "ssl_conf", None):  # also configs of stock ESPnet
+        if not ssl_conf:
             return model
-        conf = SSLConf.parse(args.ssl_conf)
+        conf = SSLConf.parse(ssl_conf)
         logging.info(f"Ask2Mask: {conf}")
-        return ATMSSLModel(model, conf)
+        return ATMSSLModel(model, conf, args.accum_grad)
 
 
 def install() -> None:

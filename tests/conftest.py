@@ -136,6 +136,19 @@ def ssl_command(corpus, tmp_path):
     return make
 
 
+# The losses that need no labels, in a size for tests.
+LOSSES = {
+    "wav2vec2": {"num_codes": 6, "code_dim": 8, "final_dim": 8, "num_negatives": 5},
+    "w2v_bert": {
+        "context_layers": 1,
+        "num_codes": 6,
+        "code_dim": 8,
+        "final_dim": 8,
+        "num_negatives": 5,
+    },
+    "best_rq": {"num_codes": 8, "code_dim": 4},
+}
+
 ASR_CONFIG = {
     "frontend": "default",
     "frontend_conf": {"fs": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160},

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from conftest import LOSSES
 from espnet2.ssl.espnet_model import ESPnetSSLModel
-from test_task import arguments
+from test_task import WAV2VEC, arguments
 
 from espnet_atm.config import SSLConf
 from espnet_atm.model import ATMSSLModel
@@ -10,6 +11,29 @@ from espnet_atm.task import ATMSSLTask
 SPEECH = torch.randn(3, 16000, generator=torch.Generator().manual_seed(2))
 LENGTHS = torch.tensor([16000, 14000, 11000])
 FRAMES = 24  # ((101 - 1) // 2 - 1) // 2
+OBJECTIVES = ["hubert", *LOSSES]
+# wav2vec 2.0's own path: convolutions on samples, then a transformer.
+TRANSFORMER = dict(
+    WAV2VEC,
+    encoder="transformer",
+    encoder_conf={
+        "input_layer": "wav2vec",
+        "pos_enc_layer_type": "conv",
+        "output_size": 16,
+        "attention_heads": 2,
+        "linear_units": 16,
+        "num_blocks": 2,
+    },
+)
+
+
+def config(objective: str) -> dict:
+    if objective == "hubert":
+        return {}
+    return dict(
+        loss=[{"name": objective, "conf": LOSSES[objective]}],
+        streams=("speech", "confidence"),
+    )
 
 
 def batch(confidence=None) -> dict:
@@ -24,9 +48,10 @@ def batch(confidence=None) -> dict:
 
 @pytest.fixture
 def build(ssl_command):
-    def make(**ssl_conf) -> ATMSSLModel:
+    def make(objective="hubert", path={}, **ssl_conf) -> ATMSSLModel:
         torch.manual_seed(0)
-        return ATMSSLTask.build_model(arguments(ssl_command(ssl_conf=ssl_conf)))
+        command = ssl_command(ssl_conf=ssl_conf, **{**config(objective), **path})
+        return ATMSSLTask.build_model(arguments(command))
 
     return make
 
@@ -41,17 +66,31 @@ def test_parameters_are_those_of_the_stock_model(build, ssl_command):
     assert all(torch.equal(ours[k], expected[k]) for k in expected)
 
 
-def test_gradients_reach_every_parameter(build):
-    model = build(masker="atm", loss_scale="utterance").train()
-    model(**batch())[0].backward()
+@pytest.mark.parametrize(
+    "objective, path",
+    [(name, {}) for name in OBJECTIVES]
+    + [(name, TRANSFORMER) for name in ("wav2vec2", "w2v_bert")],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_reach_every_parameter(build, objective, path, dtype):
+    model = build(objective, path, masker="random", loss_scale="utterance").train()
+    data = batch()
+    if path:  # 49 frames of 20 ms
+        data["confidence"] = torch.rand(3, 49)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+        loss = model(**data)[0]
+    assert loss.dtype == torch.float32
+    loss.backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None]
     assert not missing
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_loss_scales_with_the_utterances_confidence(build):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_scales_with_the_utterances_confidence(build, objective):
     """With s_u the loss of each utterance alone is s_u times the plain one (Eq. 6)."""
-    plain = build(masker="atm").eval()
-    scaled = build(masker="atm", loss_scale="utterance").eval()
+    plain = build(objective, masker="atm").eval()
+    scaled = build(objective, masker="atm", loss_scale="utterance").eval()
     for row in range(3):
         one = {
             k: v[row : row + 1] if torch.is_tensor(v) else v for k, v in batch().items()
@@ -65,6 +104,98 @@ def test_loss_scales_with_the_utterances_confidence(build):
         with torch.no_grad():
             expected = plain(**one)[0] * one["confidence"].mean()
             torch.testing.assert_close(scaled(**one)[0], expected)
+
+
+@pytest.mark.parametrize("objective", LOSSES)
+def test_validation_loss_does_not_change_from_one_call_to_the_next(build, objective):
+    model = build(objective, masker="atm").eval()
+    data = batch()
+    with torch.no_grad():
+        assert torch.equal(model(**data)[0], model(**data)[0])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_health_of_the_training_is_logged(build, objective):
+    model = build(objective, masker="atm", loss_scale="utterance").train()
+    _, stats, _ = model(**batch(torch.full((3, FRAMES), 0.5)))
+    names = {"hubert": ["acc_m_1"], "best_rq": ["acc_m"]}
+    for name in names.get(objective, ["acc_contrastive", "gumbel_temperature"]):
+        assert f"{objective}_{name}" in stats
+    if objective == "w2v_bert":
+        assert "w2v_bert_acc_m" in stats
+    assert 0 < float(stats[f"{objective}_codes_used"]) <= 100
+    assert float(stats[f"{objective}_code_perplexity"]) >= 1
+    assert float(stats["weight"]) == 0.5
+
+
+def test_the_gumbel_temperature_falls_with_updates_not_batches(ssl_command):
+    conf = {**LOSSES["wav2vec2"], "gumbel_temperature": [2.0, 0.1, 0.5]}
+    command = ssl_command(
+        streams=("speech", "confidence"),
+        loss=[{"name": "wav2vec2", "conf": conf}],
+        ssl_conf={"masker": "random"},
+        accum_grad=2,
+    )
+    model = ATMSSLTask.build_model(arguments(command)).train()
+    name = "wav2vec2_gumbel_temperature"
+    found = [float(model(**batch())[1][name]) for _ in range(5)]
+    assert found == pytest.approx([2, 2, 1, 1, 0.5])
+    model.eval()
+    assert float(model(**batch())[1][name]) == pytest.approx(0.5)
+    # The count is part of the checkpoint.
+    assert int(model.state_dict()["global_step"]) == 5
+
+
+def test_stacked_features_are_those_of_the_audio_at_the_encoders_frames(ssl_command):
+    """A click lies in the stack of the frame whose centre is nearest to it."""
+    command = ssl_command(
+        streams=("speech", "confidence"),
+        loss=[{"name": "best_rq", "conf": LOSSES["best_rq"]}],
+        ssl_conf={"masker": "random"},
+        specaug="specaug",
+        specaug_conf={
+            "apply_time_warp": False,
+            "apply_freq_mask": True,
+            "apply_time_mask": False,
+            "freq_mask_width_range": [80, 81],
+        },
+    )
+    model = ATMSSLTask.build_model(arguments(command)).train()
+    assert model.stacking() == (1, 4)
+    for frame in (0, 9, FRAMES - 1):
+        speech = torch.zeros(1, 16000)
+        speech[0, int(479.5 + 640 * frame)] = 1.0
+        data = model.encode(speech, torch.tensor([16000]))
+        energy = data["stacked_features"].sum(dim=-1)[0]
+        assert int(energy.argmax()) == frame
+        assert data["stacked_features"].shape == (1, FRAMES, 320)
+
+
+@pytest.mark.parametrize(
+    "loss, path, message",
+    [
+        (
+            ("w2v_bert", {"context_layers": 2}),
+            {},
+            "context_layers: 2 must be at least 1 and leave layers behind it, and "
+            "encoder_conf.num_blocks is 2",
+        ),
+        (("w2v_bert", {"context_layers": 0}), {}, "context_layers: 0 must be"),
+        (("best_rq", {"input_size": 80}), {}, "have 320 dimensions; write input_size"),
+        (("best_rq", {}), WAV2VEC, "frontend is CNNFrontend; write frontend: default"),
+    ],
+)
+def test_losses_that_the_model_cannot_train_are_refused(
+    ssl_command, loss, path, message
+):
+    command = ssl_command(
+        streams=("speech", "confidence"),
+        loss=[{"name": loss[0], "conf": loss[1]}],
+        ssl_conf={"masker": "random"},
+        **path,
+    )
+    with pytest.raises(ValueError, match=message):
+        ATMSSLTask.build_model(arguments(command))
 
 
 def test_statistics_are_logged(build):

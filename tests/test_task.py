@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CNN, ROOT
+from conftest import CNN, LOSSES, ROOT
 
 from espnet_atm.frames import FrameGrid
 from espnet_atm.model import ATMSSLModel
@@ -72,6 +72,31 @@ def test_trains_with_confidence(ssl_command, ssl_conf, path):
     assert any(k.startswith("encoder") for k in moved)
     assert "util_modules.mask.mask_embedding" in moved
     # The run's config names the settings, and builds the same model again.
+    folder = Path(command[command.index("--output_dir") + 1])
+    model, _ = ATMSSLTask.build_model_from_file(
+        folder / "config.yaml", folder / "1epoch.pth"
+    )
+    assert isinstance(model, ATMSSLModel)
+
+
+def without(command: list, option: str) -> list:
+    """The command less an option and its value."""
+    at = command.index(option)
+    return command[:at] + command[at + 2 :]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_other_losses_need_no_labels_and_no_token_list(ssl_command, name):
+    command = without(
+        ssl_command(
+            streams=("speech", "confidence"),
+            loss=[{"name": name, "conf": LOSSES[name]}],
+            ssl_conf={"masker": "atm", "loss_scale": "utterance"},
+        ),
+        "--token_list",
+    )
+    moved = trained(command)
+    assert any(k.startswith("losses.0.") for k in moved)
     folder = Path(command[command.index("--output_dir") + 1])
     model, _ = ATMSSLTask.build_model_from_file(
         folder / "config.yaml", folder / "1epoch.pth"
@@ -159,6 +184,17 @@ def test_without_ssl_conf_it_is_espnet_to_the_bit(ssl_command):
             "ssl_conf: 'atm' is not a mapping",
         ),
         (
+            dict(loss=[{"name": "wav2vec2", "conf": {}}]),
+            ("speech",),
+            "the loss wav2vec2 needs ssl_conf.* write ssl_conf: masker: random",
+        ),
+        (
+            dict(ssl_conf=ATM),
+            ("speech", "confidence"),
+            "the loss hubert reads labels, and --train_data_path_and_name_and_type "
+            "names none",
+        ),
+        (
             dict(ssl_conf=ATM, input_size=80),
             ("speech", "text", "confidence"),
             "input_size: 80 reads features",
@@ -174,6 +210,16 @@ def test_impossible_configs_are_refused_at_the_start(
     assert not (
         Path(command[command.index("--output_dir") + 1]) / "config.yaml"
     ).exists()
+
+
+def test_a_missing_token_list_is_refused_where_labels_are_read(ssl_command):
+    command = without(ssl_command(ssl_conf=ATM), "--token_list")
+    with pytest.raises(ValueError, match="hubert reads labels: give their --token_li"):
+        ATMSSLTask.main(cmd=command)
+    loss = [{"name": "best_rq", "conf": LOSSES["best_rq"]}]
+    command = without(ssl_command(ssl_conf=ATM, loss=loss), "--token_list")
+    with pytest.raises(ValueError, match="names labels, which no loss reads"):
+        ATMSSLTask.main(cmd=command)
 
 
 @pytest.mark.parametrize(

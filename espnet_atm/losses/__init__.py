@@ -1,10 +1,12 @@
 """Losses of masked speech models that take one weight for each masked frame.
 
 A loss reads the weights (B, T) from ``mask_info["weight"]``, which is None when every
-frame counts alike, and says so by ``accepts_weight = True``.
+frame counts alike, and says so by ``accepts_weight = True``. Every term of a loss goes
+through :func:`weighted_mean`, so that all of them are scaled and normalised alike.
+``check_model(model)``, where a loss has it, refuses models that it cannot train.
 """
 
-from typing import Optional
+from typing import Any, Mapping, Optional
 
 import torch
 
@@ -29,3 +31,25 @@ def weighted_mean(
     if weight is not None:
         loss = loss * weight
     return torch.where(counted, loss, 0).sum() / counted.sum().clamp(min=1)
+
+
+def accuracy(
+    logits: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor
+) -> torch.Tensor:
+    """Part of the frames whose largest logit is the target's.
+
+    Args:
+        logits: (N, V), float.
+        targets: (N,), int.
+        counted: whether a frame counts at all (N,), bool.
+
+    Returns:
+        Scalar in [0, 1], float32, without gradient; 0 when no frame counts.
+    """
+    return weighted_mean(logits.detach().argmax(dim=-1) == targets, None, counted)
+
+
+def masked_weight(mask_info: Mapping[str, Any]) -> Optional[torch.Tensor]:
+    """The weight of each masked frame (N,), float32; None where all count alike."""
+    weight = mask_info["weight"]
+    return None if weight is None else weight[mask_info["mask_m"]]

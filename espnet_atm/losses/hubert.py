@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from espnet2.ssl.loss.hubert import HuBERTLoss as ESPnetHuBERTLoss
 
-from espnet_atm.losses import weighted_mean
+from espnet_atm.losses import accuracy, masked_weight, weighted_mean
+from espnet_atm.losses.codes import CodeUsage
 
 IGNORED = -1  # the label of frames that have none
 
@@ -15,9 +16,16 @@ class HuBERTLoss(ESPnetHuBERTLoss):
     """ESPnet's HuBERT loss with a weight for each masked frame.
 
     Masks that carry no ``weight`` entry come from stock ESPnet, and get its loss.
+
+    Args:
+        encoder_output_size, num_classes, kwargs: see ESPnet's.
     """
 
     accepts_weight = True
+
+    def __init__(self, encoder_output_size: int, num_classes: int, **kwargs):
+        super().__init__(encoder_output_size, num_classes, **kwargs)
+        self.usage = CodeUsage("hubert", 1, num_classes)
 
     def forward(
         self,
@@ -52,9 +60,7 @@ class HuBERTLoss(ESPnetHuBERTLoss):
                 f"{tuple(mask_m.shape)}"
             )
         y_m, y_u = text[mask_m].long(), text[mask_u].long()  # (N,), (M,)
-        weight = mask_info["weight"]
-        if weight is not None:
-            weight = weight[mask_m]
+        weight = masked_weight(mask_info)
 
         total_loss = 0.0
         stats = {}
@@ -70,11 +76,7 @@ class HuBERTLoss(ESPnetHuBERTLoss):
             )
             total_loss = total_loss + loss * layer_weight
             stats[f"hubert_loss_m_{layer}"] = loss.detach()
-            stats[f"hubert_acc_m_{layer}"] = _accuracy(logit_m, y_m)
-            stats[f"hubert_acc_u_{layer}"] = _accuracy(logit_u, y_u)
+            stats[f"hubert_acc_m_{layer}"] = accuracy(logit_m, y_m, y_m != IGNORED)
+            stats[f"hubert_acc_u_{layer}"] = accuracy(logit_u, y_u, y_u != IGNORED)
+        stats.update(self.usage(y_m[y_m != IGNORED][:, None], self.training))
         return total_loss, stats
-
-
-def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    correct = logits.detach().argmax(dim=-1) == targets
-    return weighted_mean(correct, None, targets != IGNORED)

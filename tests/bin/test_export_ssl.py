@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import LOSSES
 
 from espnet_atm.bin.export_ssl import export, main
 from espnet_atm.task import ATMSSLTask
@@ -89,10 +90,12 @@ sys.path[:] = [x for x in sys.path if not os.path.isdir(os.path.join(x or ".", "
 def pretrained(ssl_command):
     """A model before its first step, its config, and the files of both."""
 
-    def make(**config):
+    def make(token_list=None, **config):
         command = ssl_command(ssl_conf={"masker": "atm"}, **config)
         folder = Path(command[command.index("--output_dir") + 1])
         args = ATMSSLTask.get_parser().parse_args(command)
+        if token_list is not None:
+            args.token_list = token_list
         torch.manual_seed(0)
         model = ATMSSLTask.build_model(args).eval()
         torch.save(model.state_dict(), folder / "valid.loss.best.pth")
@@ -109,11 +112,17 @@ def pretrained(ssl_command):
     return make
 
 
-@pytest.mark.parametrize("path", ["conv2d", "wav2vec_cnn"])
+@pytest.mark.parametrize("path", ["conv2d", "wav2vec_cnn", "w2v_bert"])
 def test_stock_espnet_computes_the_same_by_frontend(pretrained, tmp_path, path):
     from test_task import WAV2VEC
 
-    model, file = pretrained(**({} if path == "conv2d" else WAV2VEC))
+    loss = [{"name": "w2v_bert", "conf": LOSSES["w2v_bert"]}]
+    configs = {
+        "conv2d": {},
+        "wav2vec_cnn": WAV2VEC,
+        "w2v_bert": {"loss": loss, "token_list": []},
+    }
+    model, file = pretrained(**configs[path])
     speech = torch.randn(2, 16000)
     with torch.no_grad():
         expected, _, _ = model.inference_encode(speech, torch.full((2,), 16000))

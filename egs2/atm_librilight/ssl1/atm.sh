@@ -49,14 +49,15 @@ scorer_model=         # Its .pth.
 score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy".
 
 # Pre-training
-objective=hubert      # hubert
-masker=atm            # atm or random
+objective=            # hubert, wav2vec2, w2v_bert or best_rq (default: hubert).
+size=                 # mini, l or xl (default: mini).
+masker=               # atm or random (default: atm).
+train_config=         # Instead of conf/tuning/train_<objective>_conformer_<size>_<masker>.yaml.
 mask_ratio=           # Fraction of frames masked (default: the paper's for the masker).
 span=                 # Encoded frames (default: the paper's).
 strategy=             # high, low, mixed, random or topk (default: the paper's).
-loss_scale=none       # none, utterance or frame
-train_config=conf/train.yaml
-nclusters=64          # Of the pseudo-labels of HuBERT.
+loss_scale=           # none, utterance or frame (default: none).
+nclusters=            # Of HuBERT's pseudo-labels (default: num_classes of the config).
 ssl_max_epoch=        # Instead of the config's.
 ssl_args=             # Further arguments of ssl_train.
 inference_ssl_model=valid.loss.best.pth
@@ -88,20 +89,21 @@ Options:
     --asr_train_set    # Labelled training set (default: <corpus>_train).
     --asr_valid_set    # Labelled validation set (default: <corpus>_dev).
     --test_sets        # Labelled test sets (default: every data/<corpus>_test*).
-    --objective        # hubert (default="${objective}").
-    --masker           # atm or random (default="${masker}").
+    --objective        # hubert, wav2vec2, w2v_bert or best_rq (default: hubert).
+    --size             # mini, l (100 M parameters) or xl (600 M) (default: mini).
+    --masker           # atm or random (default: atm).
+    --train_config     # SSL config, instead of the one that these three name in conf/tuning.
     --mask_ratio       # Fraction of frames masked (default: 0.40 for atm, 0.49 for random).
     --span             # Encoded frames (default: 10).
     --strategy         # high, low, mixed, random or topk (default: high for atm).
-    --loss_scale       # none, utterance or frame (default="${loss_scale}").
+    --loss_scale       # none, utterance or frame (default: none).
     --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
     --scorer_model     # Its .pth.
     --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
-    --train_config     # SSL config (default="${train_config}").
     --asr_config       # ASR config (default="${asr_config}").
     --ssl_max_epoch, --asr_max_epoch  # Instead of the configs' max_epoch.
     --ssl_args, --asr_args            # Further arguments of training.
-    --nclusters        # Of the pseudo-labels (default="${nclusters}").
+    --nclusters        # Of HuBERT's pseudo-labels (default: num_classes of the config).
     --nj, --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
 EOF
 )
@@ -124,10 +126,17 @@ valid_set=${valid_set:-${corpus}_unlabelled_dev}
 asr_train_set=${asr_train_set:-${corpus}_train}
 asr_valid_set=${asr_valid_set:-${corpus}_dev}
 data_feats=${dumpdir}/raw
-case "${objective}" in
-    hubert) ;;
-    *) die "--objective ${objective} is not known; write hubert" ;;
-esac
+if [ -z "${train_config}" ]; then
+    objective=${objective:-hubert}
+    masker=${masker:-atm}
+    size=${size:-mini}
+    train_config=conf/tuning/train_${objective}_conformer_${size}_${masker}.yaml
+    [ -s "${train_config}" ] || die "no ${train_config}: --objective ${objective} (hubert," \
+        "wav2vec2, w2v_bert or best_rq), --size ${size} (mini, l or xl) and --masker" \
+        "${masker} (atm or random) name no config"
+elif [ -n "${objective}${size}" ]; then
+    die "--train_config says what --objective and --size would: leave them out"
+fi
 if [ -n "${scorer_config}${scorer_model}" ]; then
     { [ -n "${scorer_config}" ] && [ -n "${scorer_model}" ]; } \
         || die "--scorer_config and --scorer_model go together"
@@ -143,6 +152,9 @@ ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
     --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
     --output_dir "${expdir}/conf")
+nclusters=$(sed -n 's/^ *num_classes: //p' "${ssl_config}")
+needs_labels=false
+[ -z "${nclusters}" ] || needs_labels=true
 
 # run_once DIR NAME KEY FUNCTION: run FUNCTION, in a subshell, unless it has ended with this
 # KEY. What an earlier, killed run left running holds the lock, so that two runs never write
@@ -402,7 +414,9 @@ kmeans() {
         --audio_sample_rate "${sampling_rate}" \
         --nj "${nj}" --num_threads "${nj}" --cpu_cmd "${train_cmd}" --cuda_cmd "${cuda_cmd}"
 }
-if runs 8; then
+if runs 8 && ! "${needs_labels}"; then
+    log "Stage 8: Nothing to do: the objective has no pseudo-labels"
+elif runs 8; then
     log "Stage 8: k-means pseudo-labels: ${nclusters} clusters of MFCC"
     run_once "${km_dir}" kmeans "${pool_key}" kmeans
 fi
@@ -410,29 +424,34 @@ fi
 ssl_tag=$(basename "${ssl_config}" .yaml)
 ssl_exp=${expdir}/ssl_${ssl_tag}_raw  # the name that ssl.sh gives it
 asr_exp=${expdir}/asr_${ssl_tag}
-stats_key=$(make_key "${pool_key}" "${nclusters}" "$(cat "${train_config}")")
-ssl_key=$(make_key "${stats_key}" "${score_key}" "$(cat "${ssl_config}")" \
+ssl_key=$(make_key "${pool_key}" "${score_key}" "$(cat "${ssl_config}")" \
     "${ssl_max_epoch} ${ssl_args}")
 finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}")
 
 ssl_stage() {
-    local _opts="--token_type word --normalize utterance_mvn " dset mode
+    local _opts="--normalize utterance_mvn " dset mode tokens=none
+    if "${needs_labels}"; then
+        tokens=${km_dir}/dict/tokens.txt
+        _opts+="--token_type word "
+    fi
     for mode in train valid; do
         [ "${mode}" = train ] && dset=${train_set} || dset=${valid_set}
-        _opts+="--${mode}_data_path_and_name_and_type "
-        _opts+="${data_feats}/${dset}/text.km.${km_tag},text,text "
+        if "${needs_labels}"; then
+            _opts+="--${mode}_data_path_and_name_and_type "
+            _opts+="${data_feats}/${dset}/text.km.${km_tag},text,text "
+        fi
         _opts+="--${mode}_data_path_and_name_and_type "
         _opts+="${confidence_dir}/${dset}/confidence.scp,confidence,kaldi_ark "
     done
     [ -z "${ssl_max_epoch}" ] || _opts+="--max_epoch ${ssl_max_epoch} "
     ssl_sh --skip_data_prep true --stage "$1" --stop_stage "$1" \
-        --train_config "${ssl_config}" --token_list "${km_dir}/dict/tokens.txt" \
+        --train_config "${ssl_config}" --token_list "${tokens}" \
         --ssl_args "${_opts} ${ssl_args}"
 }
 collect_stats() { ssl_stage 6; }
 if runs 9; then
     log "Stage 9: Collect statistics"
-    run_once "${expdir}/ssl_stats_raw" collect_stats "${stats_key}" collect_stats
+    run_once "${expdir}/ssl_stats_raw" collect_stats "${pool_key}" collect_stats
 fi
 
 pretrain() {

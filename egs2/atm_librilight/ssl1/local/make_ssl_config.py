@@ -18,12 +18,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--masker", required=True)
+    parser.add_argument("--masker", default="")
     parser.add_argument("--mask_ratio", default="")
     parser.add_argument("--span", default="")
     parser.add_argument("--strategy", default="")
-    parser.add_argument("--loss_scale", default="none")
-    parser.add_argument("--num_classes", type=int, help="of the HuBERT loss")
+    parser.add_argument("--loss_scale", default="")
+    parser.add_argument("--num_classes", default="", help="of the HuBERT loss")
     return parser
 
 
@@ -37,16 +37,22 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
         value = getattr(args, name)
         if value:
             masker_conf[name] = yaml.safe_load(value)
-    ssl_conf.update(
-        masker=args.masker, masker_conf=masker_conf, loss_scale=args.loss_scale
-    )
+    for name in ("masker", "loss_scale"):
+        if getattr(args, name):
+            ssl_conf[name] = getattr(args, name)
+    ssl_conf["masker_conf"] = masker_conf
     conf = SSLConf.parse(ssl_conf)
     config["ssl_conf"] = ssl_conf
     name = args.config.resolve().stem.removeprefix("train_")
+    name = name.removesuffix(f"_{conf.masker}")
     for loss in config.get("loss") or []:
         if loss["name"] == "hubert":
-            loss.setdefault("conf", {})["num_classes"] = args.num_classes
-            name += f"_km{args.num_classes}"
+            loss_conf = loss.setdefault("conf", {})
+            if args.num_classes:
+                loss_conf["num_classes"] = int(args.num_classes)
+            if "num_classes" not in loss_conf:
+                raise ValueError("the loss hubert has no num_classes; write how many")
+            name += f"_km{loss_conf['num_classes']}"
     strategy = "" if conf.masker == "random" else f"_{conf.strategy}"
     name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}x{conf.span}"
     if conf.loss_scale != "none":

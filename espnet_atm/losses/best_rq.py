@@ -1,0 +1,123 @@
+"""Cross-entropy to the codes of a frozen random quantizer (BEST-RQ)."""
+
+from typing import Dict, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
+from espnet2.ssl.espnet_model import ESPnetSSLModel
+from espnet2.ssl.loss.abs_loss import AbsSSLLoss
+
+from espnet_atm.losses import accuracy, masked_weight, weighted_mean
+from espnet_atm.losses.codes import CodeUsage
+from espnet_atm.losses.quantizer import RandomProjectionQuantizer
+
+
+class BestRQLoss(AbsSSLLoss):
+    """Predicts the random code of each masked frame (Chiu et al. 2022).
+
+    The quantizer reads the front end's features, unmasked and not augmented, stacked to
+    the encoder's frame rate, and normalised over the utterance: each dimension to zero
+    mean and unit variance.
+
+    Args:
+        encoder_output_size: dimensions of the encoder's output.
+        input_size: dimensions of the stacked features: four frames of 80 mel energies
+            for the paper's feature path.
+        num_codes: codes of the one codebook.
+        code_dim: dimensions of a code.
+    """
+
+    accepts_weight = True
+    name = "best_rq"
+
+    def __init__(
+        self,
+        encoder_output_size: int,
+        input_size: int = 320,
+        num_codes: int = 8192,
+        code_dim: int = 16,
+    ):
+        super().__init__()
+        self.util_attributes = ["mask"]
+        self.required_inputs = [
+            "encoder_output",
+            "encoder_output_lengths",
+            "stacked_features",
+            "mask_info",
+        ]
+        self.input_size = input_size
+        self.quantizer = RandomProjectionQuantizer(input_size, num_codes, code_dim)
+        self.prediction = torch.nn.Linear(encoder_output_size, num_codes)
+        self.usage = CodeUsage(self.name, 1, num_codes)
+
+    def check_model(self, model: ESPnetSSLModel) -> None:
+        """Refuse features of another size.
+
+        Raises:
+            ValueError: saying what to write.
+        """
+        size = model.stacked_size()
+        if size != self.input_size:
+            raise ValueError(
+                f"loss {self.name}: input_size: {self.input_size}, but the features "
+                f"stacked to the encoder's frame rate have {size} dimensions; write "
+                f"input_size: {size}"
+            )
+
+    def forward(
+        self,
+        encoder_output: List[torch.Tensor],
+        encoder_output_lengths: torch.Tensor,
+        stacked_features: torch.Tensor,
+        mask_info: Dict,
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Loss and statistics of one batch.
+
+        Args:
+            encoder_output: output of each layer (B, T, D), float.
+            encoder_output_lengths: (B,), int.
+            stacked_features: (B, T, input_size), float.
+            mask_info: ``mask_m`` (B, T), bool; ``weight`` (B, T), float, or None.
+
+        Returns:
+            Scalar loss, float32, and the statistics to log.
+        """
+        mask = mask_info["mask_m"]
+        with torch.autocast(mask.device.type, enabled=False):
+            features = normalize(stacked_features.float(), encoder_output_lengths)
+            targets = self.quantizer(features[mask])  # (N,)
+            logits = self.prediction(encoder_output[-1][mask].float())
+            counted = torch.ones_like(targets, dtype=torch.bool)
+            loss = weighted_mean(
+                F.cross_entropy(logits, targets, reduction="none"),
+                masked_weight(mask_info),
+                counted,
+            )
+        stats = {
+            f"{self.name}_loss_m": loss.detach(),
+            f"{self.name}_acc_m": accuracy(logits, targets, counted),
+            **self.usage(targets[:, None], self.training),
+        }
+        return loss, stats
+
+
+def normalize(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit variance of each dimension over the utterance's valid frames.
+
+    Args:
+        features: (B, T, D), float.
+        lengths: (B,), int.
+
+    Returns:
+        (B, T, D); zero at padding and in dimensions that do not vary.
+    """
+    padding = make_pad_mask(lengths, maxlen=features.size(1))[..., None]  # (B, T, 1)
+    padding = padding.to(features.device)
+    count = (~padding).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1, 1)
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return x.masked_fill(padding, 0).sum(dim=1, keepdim=True) / count
+
+    centred = (features - mean(features)).masked_fill(padding, 0)
+    return centred / mean(centred**2).sqrt().clamp(min=1e-5)

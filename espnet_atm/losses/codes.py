@@ -1,0 +1,85 @@
+"""Which codes of a codebook are in use."""
+
+import logging
+from typing import Dict, Optional
+
+import torch
+
+# The codes of so many frames for each code of a codebook are looked back on. With even
+# use, one code in 22,000 would be missed.
+FRAMES_PER_CODE = 10
+# Below this part of the codes in use, the codebook has collapsed.
+COLLAPSED = 0.1
+# Batches between two looks at the health of the codebook, each of which waits for the
+# device.
+CHECK_INTERVAL = 100
+
+
+class CodeUsage:
+    """Statistics of the codes that the latest frames chose, and an alarm.
+
+    Training and validation are counted apart. Nothing of it is saved: after a restart
+    the count begins anew.
+
+    Args:
+        name: what the statistics and the alarm are to be called by.
+        num_groups: codebooks G that choose side by side.
+        num_codes: codes V of each.
+    """
+
+    def __init__(self, name: str, num_groups: int, num_codes: int):
+        self.name = name
+        self.shape = (num_groups, num_codes)
+        self.window = FRAMES_PER_CODE * num_codes
+        self.latest: Dict[bool, Optional[torch.Tensor]] = {True: None, False: None}
+        self.batches = 0
+        self.collapsed = False
+
+    @torch.no_grad()
+    def __call__(self, ids: torch.Tensor, training: bool) -> Dict[str, torch.Tensor]:
+        """Count the codes of one batch in.
+
+        Args:
+            ids: chosen codes (N, G), int64.
+            training: whether the batch is one of training.
+
+        Returns:
+            ``*_codes_used``: codes chosen at least once in the latest ``10 * V`` frames,
+            in percent; ``*_code_perplexity``: exp of the entropy of their choice, summed
+            over groups, so G * V at best. Scalars, float32.
+        """
+        latest = self.latest[training]
+        if latest is not None:
+            ids = torch.cat([latest.to(ids.device), ids])
+        ids = self.latest[training] = ids[-self.window :]
+        groups, codes = self.shape
+        counts = torch.zeros(groups, codes, device=ids.device)
+        counts.scatter_add_(1, ids.T, torch.ones_like(ids.T, dtype=counts.dtype))
+        share = counts / max(len(ids), 1)
+        used = (counts > 0).float().mean()
+        perplexity = torch.xlogy(share, share).sum(dim=1).neg().exp().sum()
+        if training:
+            self.batches += 1
+            if self.batches % CHECK_INTERVAL == 0 and len(ids) == self.window:
+                self._check(float(used), float(perplexity))
+        return {
+            f"{self.name}_codes_used": 100 * used,
+            f"{self.name}_code_perplexity": perplexity,
+        }
+
+    def _check(self, used: float, perplexity: float) -> None:
+        total = self.shape[0] * self.shape[1]
+        seen = (
+            f"{self.name}: {round(used * total)} of {total} codes were chosen by the "
+            f"latest {self.window} frames, perplexity {perplexity:.1f}"
+        )
+        if used < COLLAPSED and not self.collapsed:
+            self.collapsed = True
+            logging.warning(
+                f"{seen}: THE CODEBOOK HAS COLLAPSED, and what is learnt now is worth "
+                "little. Lower the learning rate, warm up for longer, or raise "
+                "diversity_weight where the loss has one"
+            )
+        elif used >= COLLAPSED and self.collapsed:
+            self.collapsed = False
+            logging.info(f"{seen}: the codebook has recovered")

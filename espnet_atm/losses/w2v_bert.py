@@ -1,0 +1,100 @@
+"""Contrastive loss at an inner layer, code prediction at the last (w2v-BERT)."""
+
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from espnet2.ssl.espnet_model import ESPnetSSLModel
+
+from espnet_atm.losses import accuracy, masked_weight, weighted_mean
+from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
+
+
+class W2vBertLoss(Wav2Vec2Loss):
+    """wav2vec 2.0's loss, and cross-entropy to the codes that its quantizer chose.
+
+    Chung et al. 2021. The first ``context_layers`` layers of the encoder are the context
+    network Omega, whose output is contrasted; the layers behind them are Lambda, whose
+    output predicts the code of each masked frame.
+
+    Args:
+        encoder_output_size: dimensions of the encoder's input and output.
+        context_layers: layers of Omega; 2 in the paper's L, 8 in XL.
+        num_codes: codes of the one codebook.
+        contrastive_weight, prediction_weight: of the two losses.
+        code_dim, final_dim, num_negatives, temperature, diversity_weight,
+            gumbel_temperature: see :class:`espnet_atm.losses.wav2vec2.Wav2Vec2Loss`.
+    """
+
+    name = "w2v_bert"
+
+    def __init__(
+        self,
+        encoder_output_size: int,
+        context_layers: int,
+        num_codes: int = 1024,
+        code_dim: int = 256,
+        final_dim: int = 256,
+        num_negatives: int = 100,
+        temperature: float = 0.1,
+        diversity_weight: float = 0.1,
+        gumbel_temperature: Sequence[float] = (2.0, 0.5, 0.999995),
+        contrastive_weight: float = 1.0,
+        prediction_weight: float = 1.0,
+    ):
+        super().__init__(
+            encoder_output_size,
+            num_groups=1,
+            num_codes=num_codes,
+            code_dim=code_dim,
+            final_dim=final_dim,
+            num_negatives=num_negatives,
+            temperature=temperature,
+            diversity_weight=diversity_weight,
+            gumbel_temperature=gumbel_temperature,
+        )
+        self.layer = context_layers - 1
+        self.contrastive_weight = contrastive_weight
+        self.prediction_weight = prediction_weight
+        self.prediction = torch.nn.Linear(encoder_output_size, num_codes)
+
+    def check_model(self, model: ESPnetSSLModel) -> None:
+        """Refuse context networks that leave no layer, for themselves or behind.
+
+        Raises:
+            ValueError: naming the numbers of layers.
+        """
+        layers = len(model.encoder.encoders)
+        if not 0 <= self.layer < layers - 1:
+            raise ValueError(
+                f"loss {self.name}: context_layers: {self.layer + 1} must be at least 1 "
+                f"and leave layers behind it, and encoder_conf.num_blocks is {layers}"
+            )
+
+    def forward(
+        self,
+        encoder_output: List[torch.Tensor],
+        encoder_output_lengths: torch.Tensor,
+        preencoder: torch.Tensor,
+        mask_info: Dict,
+        num_updates: torch.Tensor,
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Loss and statistics; arguments as in :class:`Wav2Vec2Loss`."""
+        with torch.autocast(preencoder.device.type, enabled=False):
+            contrastive, stats, ids = self.contrast(
+                encoder_output, preencoder, mask_info, num_updates
+            )
+            logits = self.prediction(encoder_output[-1][mask_info["mask_m"]].float())
+            targets = ids[:, 0]  # (N,)
+            counted = torch.ones_like(targets, dtype=torch.bool)
+            prediction = weighted_mean(
+                F.cross_entropy(logits, targets, reduction="none"),
+                masked_weight(mask_info),
+                counted,
+            )
+        stats[f"{self.name}_loss_m"] = prediction.detach()
+        stats[f"{self.name}_acc_m"] = accuracy(logits, targets, counted)
+        loss = (
+            self.contrastive_weight * contrastive + self.prediction_weight * prediction
+        )
+        return loss, stats

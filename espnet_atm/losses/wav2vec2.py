@@ -1,0 +1,154 @@
+"""Contrastive loss over learned codes (wav2vec 2.0, Baevski et al. 2020)."""
+
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from espnet2.ssl.loss.abs_loss import AbsSSLLoss
+
+from espnet_atm.losses import accuracy, masked_weight, weighted_mean
+from espnet_atm.losses.codes import CodeUsage
+from espnet_atm.losses.contrastive import (
+    MaskedFrames,
+    contrastive_logits,
+    sample_negatives,
+)
+from espnet_atm.losses.quantizer import GumbelQuantizer
+
+
+class Wav2Vec2Loss(AbsSSLLoss):
+    """Contrastive and diversity loss at the masked frames.
+
+    The quantizer reads the encoded frames before they are masked. The loss of a masked
+    frame is ``-log softmax`` of its context's similarity to its own code against that to
+    other masked frames' codes, plus ``diversity_weight * (GV - perplexity) / GV``. Both
+    terms are weighted and averaged over the same frames.
+
+    Args:
+        encoder_output_size: dimensions of the encoder's input and output.
+        num_groups, num_codes, code_dim, gumbel_temperature: see
+            :class:`espnet_atm.losses.quantizer.GumbelQuantizer`.
+        final_dim: dimensions in which context and code are compared.
+        num_negatives: drawn for each frame.
+        temperature: of the contrastive softmax.
+        diversity_weight: of the diversity loss.
+    """
+
+    accepts_weight = True
+    name = "wav2vec2"
+
+    def __init__(
+        self,
+        encoder_output_size: int,
+        num_groups: int = 2,
+        num_codes: int = 320,
+        code_dim: int = 256,
+        final_dim: int = 256,
+        num_negatives: int = 100,
+        temperature: float = 0.1,
+        diversity_weight: float = 0.1,
+        gumbel_temperature: Sequence[float] = (2.0, 0.5, 0.999995),
+    ):
+        super().__init__()
+        for key, value in (
+            ("num_negatives", num_negatives),
+            ("temperature", temperature),
+        ):
+            if value <= 0:
+                raise ValueError(f"loss {self.name}: {key}: {value} is not positive")
+        self.util_attributes = ["mask"]
+        self.required_inputs = [
+            "encoder_output",
+            "encoder_output_lengths",
+            "preencoder",
+            "mask_info",
+            "num_updates",
+        ]
+        self.num_negatives = num_negatives
+        self.temperature = temperature
+        self.diversity_weight = diversity_weight
+        self.layer = -1  # whose output is the context
+        self.norm = torch.nn.LayerNorm(encoder_output_size)
+        self.quantizer = GumbelQuantizer(
+            encoder_output_size, num_groups, num_codes, code_dim, gumbel_temperature
+        )
+        self.code_projection = torch.nn.Linear(code_dim, final_dim)
+        self.context_projection = torch.nn.Linear(encoder_output_size, final_dim)
+        self.usage = CodeUsage(self.name, num_groups, num_codes)
+
+    def forward(
+        self,
+        encoder_output: List[torch.Tensor],
+        encoder_output_lengths: torch.Tensor,
+        preencoder: torch.Tensor,
+        mask_info: Dict,
+        num_updates: torch.Tensor,
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Loss and statistics of one batch.
+
+        Args:
+            encoder_output: output of each layer (B, T, D), float.
+            encoder_output_lengths: (B,), int.
+            preencoder: encoded frames before masking (B, T, D), float.
+            mask_info: ``mask_m`` (B, T), bool; ``weight`` (B, T), float, or None;
+                ``generator`` of the negatives, or None.
+            num_updates: updates made so far, scalar, int.
+
+        Returns:
+            Scalar loss, float32, and the statistics to log.
+        """
+        with torch.autocast(preencoder.device.type, enabled=False):
+            loss, stats, _ = self.contrast(
+                encoder_output, preencoder, mask_info, num_updates
+            )
+        return loss, stats
+
+    def contrast(
+        self,
+        encoder_output: List[torch.Tensor],
+        preencoder: torch.Tensor,
+        mask_info: Dict,
+        num_updates: torch.Tensor,
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor]:
+        """As :meth:`forward`, and the codes of the masked frames (N, G)."""
+        mask = mask_info["mask_m"]
+        weight = masked_weight(mask_info)
+        where = MaskedFrames.of(mask)
+        frames = self.norm(preencoder[mask].float())  # (N, D)
+        quantized = self.quantizer(frames, num_updates)
+        # One number for the codes of all groups: (N, G) -> (N,)
+        base = self.quantizer.num_codes ** torch.arange(
+            self.quantizer.num_groups, device=mask.device
+        )
+        logits = contrastive_logits(
+            self.context_projection(encoder_output[self.layer][mask].float()),
+            self.code_projection(quantized.vectors),
+            (quantized.ids * base).sum(dim=1),
+            where,
+            sample_negatives(where, self.num_negatives, mask_info["generator"]),
+        )
+        target = torch.zeros_like(where.rank)
+        # An utterance's only masked frame has no negatives and tells nothing.
+        counted = where.count > 1
+        contrastive = weighted_mean(
+            F.cross_entropy(logits / self.temperature, target, reduction="none"),
+            weight,
+            counted,
+        )
+        num_codes = self.quantizer.num_groups * self.quantizer.num_codes
+        diversity = weighted_mean(
+            ((num_codes - quantized.perplexity) / num_codes).expand(len(target)),
+            weight,
+            counted,
+        )
+        # Where all negatives are the target's own code nothing was told apart.
+        told = logits[:, 1:].isfinite().any(dim=1)
+        stats = {
+            "loss_contrastive": contrastive.detach(),
+            "loss_diversity": diversity.detach(),
+            "acc_contrastive": accuracy(logits, torch.where(told, target, -1), counted),
+            "gumbel_temperature": self.quantizer.temperature_at(num_updates),
+        }
+        stats = {f"{self.name}_{key}": value for key, value in stats.items()}
+        stats.update(self.usage(quantized.ids, self.training))
+        return contrastive + self.diversity_weight * diversity, stats, quantized.ids

@@ -1,0 +1,57 @@
+import logging
+
+import pytest
+import torch
+
+from espnet_atm.losses.codes import CHECK_INTERVAL, CodeUsage
+
+
+def stats(usage, ids, training=True):
+    found = usage(torch.as_tensor(ids), training)
+    return float(found["x_codes_used"]), float(found["x_code_perplexity"])
+
+
+def test_used_codes_and_perplexity_by_hand():
+    usage = CodeUsage("x", num_groups=2, num_codes=4)
+    # Group 0 chooses codes 0 and 1 alike, group 1 only code 3.
+    used, perplexity = stats(usage, [[0, 3], [1, 3]])
+    assert used == pytest.approx(100 * 3 / 8)
+    assert perplexity == pytest.approx(2 + 1)
+
+
+def test_what_was_chosen_long_ago_is_forgotten():
+    usage = CodeUsage("x", 1, 4)
+    stats(usage, [[0], [1]])
+    assert stats(usage, [[2]])[0] == 75
+    assert stats(usage, [[3]] * 39)[0] == 50  # the window is 40 frames: 2 and 3
+    assert stats(usage, [[3]] * 100)[0] == 25
+
+
+def test_training_and_validation_are_counted_apart():
+    usage = CodeUsage("x", 1, 4)
+    stats(usage, [[0]])
+    assert stats(usage, [[1]], training=False) == (25, 1)
+    assert stats(usage, [[1]])[0] == 50
+
+
+def test_no_frames():
+    used, perplexity = stats(CodeUsage("x", 2, 4), torch.zeros(0, 2, dtype=torch.long))
+    assert used == 0 and perplexity == 2  # exp(0) for each group
+
+
+def test_collapse_raises_an_alarm_once_and_recovery_is_told(caplog):
+    caplog.set_level(logging.INFO)
+    usage = CodeUsage("w2v_bert", 1, 20)
+    even = torch.arange(20)[:, None]
+    for _ in range(2 * CHECK_INTERVAL):
+        usage(even, True)
+    assert not caplog.records
+    for _ in range(3 * CHECK_INTERVAL):
+        usage(torch.zeros_like(even), True)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "w2v_bert: 1 of 20 codes" in record.message
+    assert "THE CODEBOOK HAS COLLAPSED" in record.message
+    for _ in range(CHECK_INTERVAL):
+        usage(even, True)
+    assert "recovered" in caplog.records[-1].message and len(caplog.records) == 2
