@@ -1,0 +1,81 @@
+"""The SSL configs in conf/tuning: they build, in the sizes that they are named for."""
+
+import pytest
+import torch
+import yaml
+from conftest import RECIPE
+
+from espnet_atm.task import ATMSSLTask, encoder_grid
+
+TUNING = RECIPE / "conf" / "tuning"
+OBJECTIVES = ("hubert", "wav2vec2", "w2v_bert", "best_rq")
+MILLIONS = {"mini": (1.0, 1.5), "l": (90, 110), "xl": (540, 660)}
+
+
+def path(objective: str, size: str, masker: str):
+    return TUNING / f"train_{objective}_conformer_{size}_{masker}.yaml"
+
+
+def arguments(objective: str, size: str, masker: str, tmp_path):
+    command = ["--config", str(path(objective, size, masker))]
+    command += ["--output_dir", str(tmp_path)]
+    args = ATMSSLTask.get_parser().parse_args(command)
+    args.token_list = []
+    return args
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("size", MILLIONS)
+def test_number_of_parameters(objective, size, tmp_path):
+    args = arguments(objective, size, "atm", tmp_path)
+    with torch.device("meta"):
+        model = ATMSSLTask.build_model(args)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    low, high = MILLIONS[size]
+    assert low <= millions <= high
+    # The file's head gives the number, so that nobody has to build it to know.
+    text = path(objective, size, "atm").read_text()
+    assert f"({millions:.{1 if size == 'mini' else 0}f} M parameters)" in text
+    assert encoder_grid(args).shift == 640  # 40 ms, as in the paper
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_step_of_size_l(objective, tmp_path):
+    model = ATMSSLTask.build_model(arguments(objective, "l", "random", tmp_path))
+    loss, stats, _ = model.train()(
+        speech=0.1 * torch.randn(2, 24000),
+        speech_lengths=torch.tensor([24000, 20000]),
+        text=torch.randint(1024, (2, 37)),
+        text_lengths=torch.tensor([37, 30]),
+        confidence=torch.rand(2, 37),
+    )
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("size", MILLIONS)
+def test_atm_and_random_differ_in_the_masker_only(objective, size):
+    atm, random = (
+        yaml.safe_load(path(objective, size, masker).read_text())
+        for masker in ("atm", "random")
+    )
+    assert atm.pop("ssl_conf") == {"masker": "atm"}
+    assert random.pop("ssl_conf") == {"masker": "random"}
+    assert atm == random
+
+
+def test_train_yaml_is_what_the_recipe_takes_by_default():
+    default = (RECIPE / "conf" / "train.yaml").resolve()
+    assert default == path("hubert", "mini", "atm")
+
+
+def test_every_config_is_named_for_what_it_is():
+    named = {
+        path(objective, size, masker)
+        for objective in OBJECTIVES
+        for size in MILLIONS
+        for masker in ("atm", "random")
+    }
+    assert {x for x in TUNING.glob("train_*") if "_asr_" not in x.name} == named
