@@ -83,7 +83,9 @@ class GumbelQuantizer(torch.nn.Module):
         # (N, G * V) -> (N, G, V)
         logits = self.projection(frames).view(-1, self.num_groups, self.num_codes)
         probs = logits.softmax(dim=-1).sum(dim=0) / max(len(logits), 1)  # (G, V)
-        perplexity = torch.xlogy(probs, probs).sum(dim=-1).neg().exp().sum()
+        # Clamped: the slope of p log p is infinite at 0, where softmax underflows to.
+        entropy = -(probs * probs.clamp(min=1e-12).log()).sum(dim=-1)  # (G,)
+        perplexity = entropy.exp().sum()
         if self.training:
             tau = self.temperature_at(num_updates)
             chosen = F.gumbel_softmax(logits, tau=tau, hard=True)  # (N, G, V)

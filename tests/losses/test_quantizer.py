@@ -44,6 +44,14 @@ def test_perplexity_is_that_of_the_mean_choice():
         assert quantizer(FRAMES, torch.tensor(0)).perplexity == pytest.approx(2)
 
 
+def test_gradients_are_finite_where_a_code_is_as_good_as_impossible():
+    quantizer = GumbelQuantizer(6, 1, 5, 4).train()
+    with torch.no_grad():
+        quantizer.projection.bias[0] = -1000.0
+    quantizer(FRAMES, torch.tensor(0)).perplexity.backward()
+    assert quantizer.projection.weight.grad.isfinite().all()
+
+
 def test_temperature_falls_from_start_to_end():
     quantizer = GumbelQuantizer(6, 1, 3, 4, (2.0, 0.5, 0.999995))
     at = [float(quantizer.temperature_at(torch.tensor(n))) for n in (0, 100000, 400000)]
