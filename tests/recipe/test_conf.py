@@ -51,7 +51,9 @@ def test_one_step_of_size_l(objective, tmp_path):
     )
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -136,6 +136,22 @@ def test_pipeline(recipe):
     assert "training started" not in log.lower() and "Decoding started" not in log
 
 
+def test_an_objective_without_pseudo_labels(recipe):
+    """After the first pipeline, in the same place: scorer and scores are there."""
+    shutil.rmtree(recipe / "exp/mini/kmeans_8", ignore_errors=True)
+    log = finish(recipe, "--objective", "w2v_bert")
+    run = "w2v_bert_conformer_mini_atm_high_0.4x10_scale_utterance"
+    assert "the objective has no pseudo-labels" in log
+    assert not (recipe / "exp/mini/kmeans_8").exists()
+    assert (recipe / "RESULTS.md").read_text().count(f"| {run} |") == 3
+    assert (recipe / "RESULTS.md").read_text().count(f"| {RUN} |") == 3
+    train_log = (recipe / f"exp/mini/ssl_{run}_raw/train.log").read_text()
+    assert "w2v_bert_codes_used=" in train_log
+    (exported,) = recipe.glob(f"exp/mini/ssl_{run}_raw/export/*.pth")
+    config = (recipe / f"exp/mini/asr_{run}/config.yaml").read_text()
+    assert f"{exported.name}:encoder:encoder" in config
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -144,13 +160,19 @@ def test_pipeline(recipe):
             ("--skip_data_prep", "true", "--train_set", "mine", "--test_sets", "t"),
             "data/mine/wav.scp is missing",
         ),
-        (("--masker", "best"), "ssl_conf.masker: 'best' is not known"),
+        (("--masker", "best"), "--masker best (atm or random) name no config"),
+        (("--strategy", "best"), "strategy: 'best' is not known"),
         (("--mask_ratio", "1.5"), "mask_ratio: 1.5 is not in"),
         (
             ("--scorer_config", "x.yaml"),
             "--scorer_config and --scorer_model go together",
         ),
-        (("--objective", "data2vec"), "--objective data2vec is not known"),
+        (("--objective", "data2vec"), "--objective data2vec (hubert,"),
+        (("--size", "xxl"), "--size xxl (mini, l or xl)"),
+        (
+            ("--train_config", "conf/train.yaml", "--objective", "best_rq"),
+            "--train_config says what --objective and --size would",
+        ),
     ],
 )
 def test_wrong_options_are_refused(recipe, options, message):
