@@ -100,7 +100,8 @@ Options:
     --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
     --scorer_model     # Its .pth.
     --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
-    --asr_config       # ASR config (default="${asr_config}").
+    --asr_config       # ASR config (default="${asr_config}"); fine-tuning takes the
+                       # front end and the encoder from pre-training.
     --ssl_max_epoch, --asr_max_epoch  # Instead of the configs' max_epoch.
     --ssl_args, --asr_args            # Further arguments of training.
     --nclusters        # Of HuBERT's pseudo-labels (default: num_classes of the config).
@@ -470,7 +471,10 @@ finetune() {
         --ssl_model_file "${ssl_exp}/${inference_ssl_model}" \
         --output_dir "${ssl_exp}/export"
     _pth=$(basename "$(readlink -f "${ssl_exp}/${inference_ssl_model}")")
-    asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}" \
+    local pretrained=${expdir}/conf/asr_${ssl_tag}.yaml
+    python3 local/make_asr_config.py --asr_config "${asr_config}" \
+        --ssl_config "${ssl_exp}/export/config.yaml" --output "${pretrained}"
+    asr_config=${pretrained} asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}" \
         --pretrained_model "${ssl_exp}/export/${_pth}:encoder:encoder"
 }
 if runs 11; then
