@@ -153,7 +153,7 @@ ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
     --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
     --output_dir "${expdir}/conf")
-nclusters=$(sed -n 's/^ *num_classes: //p' "${ssl_config}")
+nclusters=$(sed -n 's/^ \{1,\}num_classes: //p' "${ssl_config}")
 needs_labels=false
 [ -z "${nclusters}" ] || needs_labels=true
 
