@@ -142,7 +142,8 @@ class ATMSSLModel(ESPnetSSLModel):
             confidence_lengths: (B,), int.
 
         Returns:
-            Scalar loss, statistics to log, and the weight of the batch (utterances).
+            Scalar loss, statistics to log, and the weight of the batch (its masked
+            frames).
         """
         data = self.encode(speech, speech_lengths, confidence=confidence, text=text)
         data.update(text=text, text_lengths=text_lengths)
@@ -159,7 +160,8 @@ class ATMSSLModel(ESPnetSSLModel):
 
         if self.training:
             self.global_step = self.global_step + 1
-        weight = stats.pop("sample_size", len(speech))
+        # By this ESPnet averages over processes: each masked frame counts alike there too.
+        weight = data["mask_info"]["mask_m"].sum().clamp(min=1)
         return force_gatherable((total_loss, stats, weight), total_loss.device)
 
     def encode(

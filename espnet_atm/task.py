@@ -106,6 +106,7 @@ class ATMSSLTask(SSLTask):
         Raises:
             ValueError: naming the option that is missing, or not wanted.
         """
+        args.token_list = args.token_list or None  # ssl.sh gives "" for none
         needing = [x["name"] for x in args.loss if x["name"] not in OWN_LOSSES]
         if needing and args.token_list is None:
             raise ValueError(

@@ -104,6 +104,40 @@ def test_other_losses_need_no_labels_and_no_token_list(ssl_command, name):
     assert isinstance(model, ATMSSLModel)
 
 
+def test_ssl_sh_without_a_token_list(ssl_command):
+    """It passes an empty one on."""
+    conf = dict(loss=[{"name": "best_rq", "conf": LOSSES["best_rq"]}], ssl_conf=ATM)
+    command = without(ssl_command(("speech", "confidence"), **conf), "--token_list")
+    trained(command + ["--token_list", ""])
+
+
+def test_updates_go_on_counting_after_a_restart(ssl_command):
+    conf = dict(loss=[{"name": "wav2vec2", "conf": LOSSES["wav2vec2"]}], ssl_conf=ATM)
+    command = without(ssl_command(("speech", "confidence"), **conf), "--token_list")
+    before = trained(command)["global_step"]
+    ATMSSLTask.main(cmd=command + ["--max_epoch", "2", "--resume", "true"])
+    folder = Path(command[command.index("--output_dir") + 1])
+    after = torch.load(folder / "2epoch.pth", weights_only=True)["global_step"]
+    assert int(before) > 0 and int(after) == 2 * int(before)
+
+
+def test_two_processes_train_without_unused_parameters(ssl_command):
+    conf = dict(loss=[{"name": "w2v_bert", "conf": LOSSES["w2v_bert"]}], ssl_conf=ATM)
+    command = without(ssl_command(("speech", "confidence"), **conf), "--token_list")
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    options = ["--dist_backend", "gloo", "--multiprocessing_distributed", "false"]
+    subprocess.run(
+        [sys.executable, *launcher, "-m", "espnet_atm", "-m", "espnet2.bin.ssl_train"]
+        + command
+        + options,
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
+    assert int(checkpoint(command)["global_step"]) > 0
+
+
 def test_random_masks_need_no_confidence(ssl_command):
     trained(ssl_command(streams=("speech", "text"), ssl_conf={"masker": "random"}))
 

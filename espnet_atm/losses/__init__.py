@@ -11,6 +11,17 @@ from typing import Any, Mapping, Optional
 import torch
 
 
+def check_positive(loss: str, **options: float) -> None:
+    """Refuse options of a loss that are not above 0.
+
+    Raises:
+        ValueError: naming the loss, the option and its value.
+    """
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(f"loss {loss}: {name}: {value} is not positive")
+
+
 def weighted_mean(
     loss: torch.Tensor, weight: Optional[torch.Tensor], counted: torch.Tensor
 ) -> torch.Tensor:

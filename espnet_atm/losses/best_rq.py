@@ -8,7 +8,7 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.ssl.loss.abs_loss import AbsSSLLoss
 
-from espnet_atm.losses import accuracy, masked_weight, weighted_mean
+from espnet_atm.losses import accuracy, check_positive, masked_weight, weighted_mean
 from espnet_atm.losses.codes import CodeUsage
 from espnet_atm.losses.quantizer import RandomProjectionQuantizer
 
@@ -39,6 +39,9 @@ class BestRQLoss(AbsSSLLoss):
         code_dim: int = 16,
     ):
         super().__init__()
+        check_positive(
+            self.name, input_size=input_size, num_codes=num_codes, code_dim=code_dim
+        )
         self.util_attributes = ["mask"]
         self.required_inputs = [
             "encoder_output",
@@ -49,7 +52,7 @@ class BestRQLoss(AbsSSLLoss):
         self.input_size = input_size
         self.quantizer = RandomProjectionQuantizer(input_size, num_codes, code_dim)
         self.prediction = torch.nn.Linear(encoder_output_size, num_codes)
-        self.usage = CodeUsage(self.name, 1, num_codes)
+        self.usage = CodeUsage(self.name, 1, num_codes, learned=False)
 
     def check_model(self, model: ESPnetSSLModel) -> None:
         """Refuse features of another size.
@@ -110,7 +113,7 @@ def normalize(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         lengths: (B,), int.
 
     Returns:
-        (B, T, D); zero at padding and in dimensions that do not vary.
+        (B, T, D); zero at padding, next to zero in dimensions that do not vary.
     """
     padding = make_pad_mask(lengths, maxlen=features.size(1))[..., None]  # (B, T, 1)
     padding = padding.to(features.device)
@@ -120,4 +123,5 @@ def normalize(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return x.masked_fill(padding, 0).sum(dim=1, keepdim=True) / count
 
     centred = (features - mean(features)).masked_fill(padding, 0)
-    return centred / mean(centred**2).sqrt().clamp(min=1e-5)
+    # What varies by less than this in log-mel is rounding.
+    return centred / mean(centred**2).sqrt().clamp(min=1e-3)

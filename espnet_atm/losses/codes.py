@@ -8,7 +8,7 @@ import torch
 # The codes of so many frames for each code of a codebook are looked back on. With even
 # use, one code in 22,000 would be missed.
 FRAMES_PER_CODE = 10
-# Below this part of the codes in use, the codebook has collapsed.
+# A codebook of which only this part does its work has collapsed.
 COLLAPSED = 0.1
 # Batches between two looks at the health of the codebook, each of which waits for the
 # device.
@@ -18,17 +18,21 @@ CHECK_INTERVAL = 100
 class CodeUsage:
     """Statistics of the codes that the latest frames chose, and an alarm.
 
-    Training and validation are counted apart. Nothing of it is saved: after a restart
-    the count begins anew.
+    Training and validation are counted apart, and each validation by itself. Nothing of
+    it is saved: after a restart the count begins anew. Each process counts its own.
 
     Args:
         name: what the statistics and the alarm are to be called by.
         num_groups: codebooks G that choose side by side.
         num_codes: codes V of each.
+        learned: whether the choice is learned. Then its perplexity tells a collapse:
+            the noise in it touches many codes even where one takes nearly all frames.
+            A choice that is given collapses when few codes are used at all.
     """
 
-    def __init__(self, name: str, num_groups: int, num_codes: int):
+    def __init__(self, name: str, num_groups: int, num_codes: int, learned: bool):
         self.name = name
+        self.learned = learned
         self.shape = (num_groups, num_codes)
         self.window = FRAMES_PER_CODE * num_codes
         self.latest: Dict[bool, Optional[torch.Tensor]] = {True: None, False: None}
@@ -48,6 +52,8 @@ class CodeUsage:
             in percent; ``*_code_perplexity``: exp of the entropy of their choice, summed
             over groups, so G * V at best. Scalars, float32.
         """
+        if training:
+            self.latest[False] = None
         latest = self.latest[training]
         if latest is not None:
             ids = torch.cat([latest.to(ids.device), ids])
@@ -68,18 +74,27 @@ class CodeUsage:
         }
 
     def _check(self, used: float, perplexity: float) -> None:
-        total = self.shape[0] * self.shape[1]
+        groups, codes = self.shape
+        total = groups * codes
         seen = (
             f"{self.name}: {round(used * total)} of {total} codes were chosen by the "
             f"latest {self.window} frames, perplexity {perplexity:.1f}"
         )
-        if used < COLLAPSED and not self.collapsed:
+        if self.learned:
+            # However few the codes, one that takes all frames is no choice.
+            collapsed = perplexity < groups * max(COLLAPSED * codes, 1.5)
+            advice = (
+                "raise diversity_weight, lower the learning rate or warm up for longer"
+            )
+        else:
+            collapsed = used < COLLAPSED
+            advice = "training cannot mend that: look at the features or labels"
+        if collapsed and not self.collapsed:
             self.collapsed = True
             logging.warning(
                 f"{seen}: THE CODEBOOK HAS COLLAPSED, and what is learnt now is worth "
-                "little. Lower the learning rate, warm up for longer, or raise "
-                "diversity_weight where the loss has one"
+                f"little; {advice}"
             )
-        elif used >= COLLAPSED and self.collapsed:
+        elif not collapsed and self.collapsed:
             self.collapsed = False
             logging.info(f"{seen}: the codebook has recovered")

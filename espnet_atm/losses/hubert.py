@@ -25,7 +25,7 @@ class HuBERTLoss(ESPnetHuBERTLoss):
 
     def __init__(self, encoder_output_size: int, num_classes: int, **kwargs):
         super().__init__(encoder_output_size, num_classes, **kwargs)
-        self.usage = CodeUsage("hubert", 1, num_classes)
+        self.usage = CodeUsage("hubert", 1, num_classes, learned=False)
 
     def forward(
         self,

@@ -74,19 +74,17 @@ class W2vBertLoss(Wav2Vec2Loss):
     def forward(
         self,
         encoder_output: List[torch.Tensor],
-        encoder_output_lengths: torch.Tensor,
         preencoder: torch.Tensor,
         mask_info: Dict,
         num_updates: torch.Tensor,
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         """Loss and statistics; arguments as in :class:`Wav2Vec2Loss`."""
         with torch.autocast(preencoder.device.type, enabled=False):
-            contrastive, stats, ids = self.contrast(
+            contrastive, stats, ids, counted = self.contrast(
                 encoder_output, preencoder, mask_info, num_updates
             )
             logits = self.prediction(encoder_output[-1][mask_info["mask_m"]].float())
             targets = ids[:, 0]  # (N,)
-            counted = torch.ones_like(targets, dtype=torch.bool)
             prediction = weighted_mean(
                 F.cross_entropy(logits, targets, reduction="none"),
                 masked_weight(mask_info),

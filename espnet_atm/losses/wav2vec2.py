@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from espnet2.ssl.loss.abs_loss import AbsSSLLoss
 
-from espnet_atm.losses import accuracy, masked_weight, weighted_mean
+from espnet_atm.losses import accuracy, check_positive, masked_weight, weighted_mean
 from espnet_atm.losses.codes import CodeUsage
 from espnet_atm.losses.contrastive import (
     MaskedFrames,
@@ -50,16 +50,22 @@ class Wav2Vec2Loss(AbsSSLLoss):
         gumbel_temperature: Sequence[float] = (2.0, 0.5, 0.999995),
     ):
         super().__init__()
-        for key, value in (
-            ("num_negatives", num_negatives),
-            ("temperature", temperature),
-        ):
-            if value <= 0:
-                raise ValueError(f"loss {self.name}: {key}: {value} is not positive")
+        check_positive(
+            self.name,
+            num_groups=num_groups,
+            num_codes=num_codes,
+            code_dim=code_dim,
+            final_dim=final_dim,
+            num_negatives=num_negatives,
+            temperature=temperature,
+        )
+        if diversity_weight < 0:
+            raise ValueError(
+                f"loss {self.name}: diversity_weight: {diversity_weight} is negative"
+            )
         self.util_attributes = ["mask"]
         self.required_inputs = [
             "encoder_output",
-            "encoder_output_lengths",
             "preencoder",
             "mask_info",
             "num_updates",
@@ -74,12 +80,11 @@ class Wav2Vec2Loss(AbsSSLLoss):
         )
         self.code_projection = torch.nn.Linear(code_dim, final_dim)
         self.context_projection = torch.nn.Linear(encoder_output_size, final_dim)
-        self.usage = CodeUsage(self.name, num_groups, num_codes)
+        self.usage = CodeUsage(self.name, num_groups, num_codes, learned=True)
 
     def forward(
         self,
         encoder_output: List[torch.Tensor],
-        encoder_output_lengths: torch.Tensor,
         preencoder: torch.Tensor,
         mask_info: Dict,
         num_updates: torch.Tensor,
@@ -88,7 +93,6 @@ class Wav2Vec2Loss(AbsSSLLoss):
 
         Args:
             encoder_output: output of each layer (B, T, D), float.
-            encoder_output_lengths: (B,), int.
             preencoder: encoded frames before masking (B, T, D), float.
             mask_info: ``mask_m`` (B, T), bool; ``weight`` (B, T), float, or None;
                 ``generator`` of the negatives, or None.
@@ -98,7 +102,7 @@ class Wav2Vec2Loss(AbsSSLLoss):
             Scalar loss, float32, and the statistics to log.
         """
         with torch.autocast(preencoder.device.type, enabled=False):
-            loss, stats, _ = self.contrast(
+            loss, stats, *_ = self.contrast(
                 encoder_output, preencoder, mask_info, num_updates
             )
         return loss, stats
@@ -109,8 +113,9 @@ class Wav2Vec2Loss(AbsSSLLoss):
         preencoder: torch.Tensor,
         mask_info: Dict,
         num_updates: torch.Tensor,
-    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor]:
-        """As :meth:`forward`, and the codes of the masked frames (N, G)."""
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """As :meth:`forward`, and the codes of the masked frames (N, G), int64, and
+        which of these frames count (N,), bool."""
         mask = mask_info["mask_m"]
         weight = masked_weight(mask_info)
         where = MaskedFrames.of(mask)
@@ -151,4 +156,5 @@ class Wav2Vec2Loss(AbsSSLLoss):
         }
         stats = {f"{self.name}_{key}": value for key, value in stats.items()}
         stats.update(self.usage(quantized.ids, self.training))
-        return contrastive + self.diversity_weight * diversity, stats, quantized.ids
+        loss = contrastive + self.diversity_weight * diversity
+        return loss, stats, quantized.ids, counted

@@ -17,7 +17,6 @@ def inputs():
     mask = (torch.rand(B, T) < 0.4) & valid
     return dict(
         encoder_output=[torch.randn(B, T, D) for _ in range(3)],
-        encoder_output_lengths=LENGTHS,
         preencoder=torch.randn(B, T, D),
         mask_info={"mask_m": mask, "weight": None, "generator": None},
         num_updates=torch.tensor(10),
@@ -209,8 +208,16 @@ def test_terms_are_in_float32_under_mixed_precision(inputs):
     assert all(x.dtype == torch.float32 for x in stats.values())
 
 
-@pytest.mark.parametrize("conf", [{"num_negatives": 0}, {"temperature": -1.0}])
-def test_impossible_settings_are_refused(conf):
-    ((key, value),) = conf.items()
-    with pytest.raises(ValueError, match=f"loss wav2vec2: {key}: {value} is not pos"):
+@pytest.mark.parametrize(
+    "conf, message",
+    [
+        ({"num_negatives": 0}, "loss wav2vec2: num_negatives: 0 is not positive"),
+        ({"temperature": -1.0}, "loss wav2vec2: temperature: -1.0 is not positive"),
+        ({"num_codes": 0}, "loss wav2vec2: num_codes: 0 is not positive"),
+        ({"num_groups": 0}, "loss wav2vec2: num_groups: 0 is not positive"),
+        ({"diversity_weight": -1.0}, "diversity_weight: -1.0 is negative"),
+    ],
+)
+def test_impossible_settings_are_refused(conf, message):
+    with pytest.raises(ValueError, match=message):
         Wav2Vec2Loss(D, **conf)

@@ -1,27 +1,56 @@
 import make_asr_config
+import pytest
 import yaml
 from conftest import RECIPE
 
 from espnet_atm.bin.export_ssl import export
 
 
-def test_fine_tuning_takes_the_encoder_from_pre_training(tmp_path):
+TUNING = RECIPE / "conf" / "tuning"
+ASR = TUNING / "train_asr_conformer_mini.yaml"
+L = "train_w2v_bert_conformer_l_atm.yaml"
+
+
+@pytest.fixture
+def make(tmp_path, capsys):
+    """From an SSL config to that of fine-tuning, and to what weights it starts from."""
+
+    def run(**changes):
+        ssl = {**yaml.safe_load((TUNING / L).read_text()), **changes}
+        exported, _ = export({**ssl, "token_list": []}, {})
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(exported))
+        make_asr_config.main(
+            [
+                *("--asr_config", str(ASR), "--ssl_model", "x.pth"),
+                *("--ssl_config", str(tmp_path / "config.yaml")),
+                *("--output", str(tmp_path / "asr.yaml")),
+            ]
+        )
+        config = yaml.safe_load((tmp_path / "asr.yaml").read_text())
+        return config, capsys.readouterr().out.split()
+
+    return run
+
+
+def test_fine_tuning_takes_the_encoder_from_pre_training(make):
     """An L model is fine-tuned as such, by the ASR config of the mini models."""
-    tuning = RECIPE / "conf" / "tuning"
-    ssl = yaml.safe_load((tuning / "train_w2v_bert_conformer_l_atm.yaml").read_text())
-    exported, _ = export({**ssl, "token_list": []}, {})
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(exported))
-    asr = tuning / "train_asr_conformer_mini.yaml"
-    make_asr_config.main(
-        [
-            *("--asr_config", str(asr)),
-            *("--ssl_config", str(tmp_path / "config.yaml")),
-            *("--output", str(tmp_path / "asr.yaml")),
-        ]
-    )
-    config = yaml.safe_load((tmp_path / "asr.yaml").read_text())
+    config, pretrained = make()
+    assert pretrained == ["x.pth:encoder:encoder"]
     assert config["encoder_conf"]["input_layer"] == "conv2d"
     assert config["encoder_conf"]["num_blocks"] == 6
-    before = yaml.safe_load(asr.read_text())
+    before = yaml.safe_load(ASR.read_text())
     kept = set(before) - {"frontend_conf", "encoder_conf"}
     assert all(config[key] == before[key] for key in kept) and "specaug" in kept
+
+
+def test_a_learned_front_end_comes_along(make):
+    config, pretrained = make(
+        frontend="wav2vec_cnn",
+        frontend_conf={"bias": True},
+        preencoder="linear",
+        preencoder_conf={"output_size": 512},
+    )
+    parts = ("frontend", "preencoder", "encoder")
+    assert pretrained == [f"x.pth:{part}:{part}" for part in parts]
+    assert config["frontend"] == "wav2vec_cnn" and config["preencoder"] == "linear"
+    assert config["preencoder_conf"] == {"output_size": 512}

@@ -160,7 +160,11 @@ def test_an_objective_without_pseudo_labels(recipe):
             ("--skip_data_prep", "true", "--train_set", "mine", "--test_sets", "t"),
             "data/mine/wav.scp is missing",
         ),
-        (("--masker", "best"), "--masker best (atm or random) name no config"),
+        (("--masker", "best"), "ssl_conf.masker: 'best' is not known"),
+        (
+            ("--size", "l", "--masker", "best"),
+            "--masker best (atm or random) name no config",
+        ),
         (("--strategy", "best"), "strategy: 'best' is not known"),
         (("--mask_ratio", "1.5"), "mask_ratio: 1.5 is not in"),
         (

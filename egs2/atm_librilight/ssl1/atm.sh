@@ -52,7 +52,8 @@ score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy
 objective=            # hubert, wav2vec2, w2v_bert or best_rq (default: hubert).
 size=                 # mini, l or xl (default: mini).
 masker=               # atm or random (default: atm).
-train_config=         # Instead of conf/tuning/train_<objective>_conformer_<size>_<masker>.yaml.
+train_config=         # Default: conf/train.yaml; with --objective or --size,
+                      # conf/tuning/train_<objective>_conformer_<size>_<masker>.yaml.
 mask_ratio=           # Fraction of frames masked (default: the paper's for the masker).
 span=                 # Encoded frames (default: the paper's).
 strategy=             # high, low, mixed, random or topk (default: the paper's).
@@ -60,7 +61,9 @@ loss_scale=           # none, utterance or frame (default: none).
 nclusters=            # Of HuBERT's pseudo-labels (default: num_classes of the config).
 ssl_max_epoch=        # Instead of the config's.
 ssl_args=             # Further arguments of ssl_train.
-inference_ssl_model=valid.loss.best.pth
+# The last epoch's: the targets of some objectives move, and a collapsed codebook has the
+# lowest loss of all.
+inference_ssl_model=latest.pth
 
 # Fine-tuning and evaluation
 asr_config=conf/train_asr.yaml   # Of the scorer and of fine-tuning.
@@ -92,7 +95,8 @@ Options:
     --objective        # hubert, wav2vec2, w2v_bert or best_rq (default: hubert).
     --size             # mini, l (100 M parameters) or xl (600 M) (default: mini).
     --masker           # atm or random (default: atm).
-    --train_config     # SSL config, instead of the one that these three name in conf/tuning.
+    --train_config     # SSL config (default: conf/train.yaml, or the one that --objective
+                       # and --size name in conf/tuning).
     --mask_ratio       # Fraction of frames masked (default: 0.40 for atm, 0.49 for random).
     --span             # Encoded frames (default: 10).
     --strategy         # high, low, mixed, random or topk (default: high for atm).
@@ -127,7 +131,9 @@ valid_set=${valid_set:-${corpus}_unlabelled_dev}
 asr_train_set=${asr_train_set:-${corpus}_train}
 asr_valid_set=${asr_valid_set:-${corpus}_dev}
 data_feats=${dumpdir}/raw
-if [ -z "${train_config}" ]; then
+if [ -z "${train_config}${objective}${size}" ]; then
+    train_config=conf/train.yaml
+elif [ -z "${train_config}" ]; then
     objective=${objective:-hubert}
     masker=${masker:-atm}
     size=${size:-mini}
@@ -343,9 +349,8 @@ score_set() {
     local dset=$1
     local dir=${confidence_dir}/${dset}
     local scp=${data_feats}/${dset}/wav.scp
-    local logdir=${dir}/logdir _nj _split= _type=sound _ngpu=$((ngpu > 0)) n
+    local logdir=${dir}/logdir _nj _split= _ngpu=$((ngpu > 0)) n
     mkdir -p "${logdir}"
-    [[ "${audio_format}" != *ark* ]] || _type=kaldi_ark
     _nj=$(wc -l < "${scp}")
     _nj=$((nj < _nj ? nj : _nj))
     for n in $(seq "${_nj}"); do
@@ -362,7 +367,6 @@ score_set() {
             --asr_train_config "${scorer_config}" \
             --asr_model_file "${scorer_model}" \
             --wav_scp "${logdir}/${_nj}.JOB/wav.scp" \
-            --wav_type "${_type}" \
             --output_dir "${logdir}/${_nj}.JOB" \
             ${score_opts} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
     for file in confidence.scp utt2confidence skipped; do
@@ -471,11 +475,12 @@ finetune() {
         --ssl_model_file "${ssl_exp}/${inference_ssl_model}" \
         --output_dir "${ssl_exp}/export"
     _pth=$(basename "$(readlink -f "${ssl_exp}/${inference_ssl_model}")")
-    local pretrained=${expdir}/conf/asr_${ssl_tag}.yaml
-    python3 local/make_asr_config.py --asr_config "${asr_config}" \
-        --ssl_config "${ssl_exp}/export/config.yaml" --output "${pretrained}"
-    asr_config=${pretrained} asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}" \
-        --pretrained_model "${ssl_exp}/export/${_pth}:encoder:encoder"
+    local config=${expdir}/conf/asr_${ssl_tag}.yaml pretrained
+    pretrained=$(python3 local/make_asr_config.py --asr_config "${asr_config}" \
+        --ssl_config "${ssl_exp}/export/config.yaml" \
+        --ssl_model "${ssl_exp}/export/${_pth}" --output "${config}")
+    asr_config=${config} asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}" \
+        --pretrained_model "${pretrained}"
 }
 if runs 11; then
     log "Stage 11: Export; fine-tune on ${asr_train_set}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_atm.config import SSLConf
+from espnet_atm.config import MASKERS, SSLConf
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -44,7 +44,8 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
     conf = SSLConf.parse(ssl_conf)
     config["ssl_conf"] = ssl_conf
     name = args.config.resolve().stem.removeprefix("train_")
-    name = name.removesuffix(f"_{conf.masker}")
+    for masker in MASKERS:  # named below, as it is now
+        name = name.removesuffix(f"_{masker}")
     for loss in config.get("loss") or []:
         if loss["name"] == "hubert":
             loss_conf = loss.setdefault("conf", {})
