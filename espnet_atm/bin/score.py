@@ -9,6 +9,9 @@ Writes into ``--output_dir``
 - ``scorer``: what made the scores; others are not mixed in;
 - ``skipped``: utterances without a score, and why.
 
+Reads what Kaldi users have: ``wav.scp`` with files, pipes and archives, and
+``segments``. Audio at another rate than the scorer's is resampled.
+
 Run it again after any end, and it goes on where it was.
 """
 
@@ -20,16 +23,22 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import BinaryIO, Dict, List, Tuple
+from typing import TYPE_CHECKING, BinaryIO, Dict, List
 
 import kaldiio
 import numpy as np
-import soundfile
 import torch
+from espnet2.utils.types import str2bool
 from tqdm import tqdm
 
+from espnet_atm.audio import AudioDataset, read_table
 from espnet_atm.confidence import MEASURES
 
+if TYPE_CHECKING:
+    from espnet_atm.scorer import Scorer
+
+# Utterances that are read ahead, and sorted by length into batches.
+WINDOW = 128
 ONE_BYTE_ZERO_ONE = 7  # Kaldi's kOneByteZeroOne: steps of 1/255
 
 
@@ -41,11 +50,23 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--asr_train_config", required=True)
     parser.add_argument("--asr_model_file", required=True)
     parser.add_argument("--wav_scp", required=True, help="what to score")
-    parser.add_argument(
-        "--wav_type", default="sound", help="ESPnet's data type of --wav_scp"
-    )
+    parser.add_argument("--segments", help="Kaldi's, when recordings are cut by it")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
+    parser.add_argument(
+        "--half",
+        type=str2bool,
+        default=True,
+        help="on a GPU, compute in bfloat16 or float16",
+    )
+    parser.add_argument(
+        "--batch_bins",
+        type=int,
+        help="samples of a batch, padding included (default: 100 s, on a GPU 1000 s)",
+    )
+    parser.add_argument(
+        "--num_workers", type=int, default=1, help="processes that read audio"
+    )
     parser.add_argument("--measure", default="max", choices=MEASURES)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument(
@@ -58,26 +79,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="more skipped utterances than this end with exit code 1",
     )
     return parser
-
-
-def read_scp_ids(path: Path) -> List[str]:
-    """The utterance ids of a Kaldi scp file.
-
-    Raises:
-        ValueError: naming file and line, on a line without a path or an id seen twice.
-    """
-    ids: Dict[str, int] = {}
-    with path.open(encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            fields = line.split(maxsplit=1)
-            if len(fields) != 2:
-                raise ValueError(f"{path}:{number}: no path in {line.strip()!r}")
-            if fields[0] in ids:
-                raise ValueError(
-                    f"{path}:{number}: {fields[0]} is in line {ids[fields[0]]} already"
-                )
-            ids[fields[0]] = number
-    return list(ids)
 
 
 def measure_options(args: argparse.Namespace) -> Dict:
@@ -110,27 +111,6 @@ def write_once(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(file)
-
-
-def check_rate(wav_scp: Path, sampling_rate: int) -> None:
-    """Refuse audio at another rate than the scorer's, looking at the first readable file.
-
-    Raises:
-        ValueError: naming the file and both rates.
-    """
-    with wav_scp.open(encoding="utf-8") as f:
-        for line in f:
-            utt, path = line.split(maxsplit=1)
-            try:
-                rate = soundfile.info(path.strip()).samplerate
-            except soundfile.LibsndfileError:
-                continue  # reported when its turn comes
-            if rate != sampling_rate:
-                raise ValueError(
-                    f"{utt}: {path.strip()} is sampled at {rate} Hz and the scorer wants "
-                    f"{sampling_rate} Hz; convert it, e.g. by format_wav_scp.sh --fs"
-                )
-            return
 
 
 class ScoreWriter:
@@ -204,7 +184,10 @@ def _size(lines: List[str]) -> int:
 
 def prepare(args: argparse.Namespace, output_dir: Path) -> List[str]:
     """Check input and folder; return the ids to score."""
-    ids = read_scp_ids(Path(args.wav_scp))
+    utterances, columns = args.wav_scp, 2
+    if args.segments is not None:
+        utterances, columns = args.segments, 4
+    ids = [row[0] for row in read_table(Path(utterances), columns)]
     output_dir.mkdir(parents=True, exist_ok=True)
     scorer = describe_scorer(args)
     file = output_dir / "scorer"
@@ -231,76 +214,158 @@ def score_all(args: argparse.Namespace) -> int:
             f"{output_dir} holds scores of utterances that are not in {args.wav_scp}: "
             f"{strangers[0]} and {len(strangers) - 1} more; remove that folder"
         )
-    todo = [utt for utt in ids if utt not in writer.done]
     logging.info(f"{len(ids)} utterances, {len(writer.done)} of them scored already")
-    skipped: List[Tuple[str, str]] = []
-    if todo:
-        skipped = _score(args, todo, len(ids), writer)
+    skipped: Dict[str, str] = {}
+    if len(writer.done) < len(ids):
+        skipped = _score(args, ids, writer)
     writer.close()
     write_once(
-        output_dir / "skipped", "\n".join(f"{utt} {why}" for utt, why in skipped)
+        output_dir / "skipped", "\n".join(f"{x} {why}" for x, why in skipped.items())
     )
     logging.info(f"{len(ids) - len(skipped)} scored, {len(skipped)} skipped")
-    for utt, why in skipped:
+    for utt, why in skipped.items():
         logging.warning(f"skipped {utt}: {why}")
     return len(skipped)
 
 
 def _score(
-    args: argparse.Namespace, todo: List[str], total: int, writer: ScoreWriter
-) -> List[Tuple[str, str]]:
-    # Imported late: a finished folder must not wait for ESPnet's imports.
-    from espnet2.train.dataset import ESPnetDataset
+    args: argparse.Namespace, ids: List[str], writer: ScoreWriter
+) -> Dict[str, str]:
+    """Score window by window; return the utterances that have no score, and why.
 
+    Windows begin at the same utterances in each run, and a window is batched as a
+    whole, even where a part of it is scored already: so the scores do not depend on
+    where an earlier run ended, to the last bit.
+    """
+    # Imported late: a finished folder must not wait for ESPnet's imports.
     from espnet_atm.scorer import Scorer
 
     scorer = Scorer.from_files(
-        args.asr_train_config, args.asr_model_file, "cuda" if args.ngpu else "cpu"
+        args.asr_train_config,
+        args.asr_model_file,
+        "cuda" if args.ngpu else "cpu",
+        half=args.half and args.ngpu > 0,
     )
     write_once(writer.dir / "frame_shift", str(scorer.grid.shift))
     write_once(writer.dir / "frame_offset", str(scorer.grid.offset))
     logging.info(
         f"scorer frames: every {scorer.grid.shift} samples at {scorer.sampling_rate} Hz"
     )
-    dataset = ESPnetDataset([(args.wav_scp, "speech", args.wav_type)])
-    if args.wav_type == "sound":
-        check_rate(Path(args.wav_scp), scorer.sampling_rate)
-    skipped = []
-    bar = tqdm(todo, initial=total - len(todo), total=total, unit="utt", mininterval=5)
-    for utt in bar:
-        try:
-            speech = dataset[utt][1]["speech"]
-        except Exception as e:  # whatever the reader of this audio format raises
-            skipped.append((utt, f"cannot be read: {type(e).__name__}: {e}"))
-            continue
-        why = _problem(speech)
-        if why is None and scorer.grid.layers and not scorer.grid.length(len(speech)):
-            why = f"{len(speech)} samples are too short for one frame"
-        if why is not None:
-            skipped.append((utt, why))
-            continue
-        try:
-            # One at a time: with some front ends a score depends on a batch's padding.
-            confidence, frames = scorer.score(
-                torch.from_numpy(speech)[None].float(),
-                torch.tensor([len(speech)]),
-                **measure_options(args),
-            )
-        except ValueError as e:
-            skipped.append((utt, f"the scorer fails: {e}"))
-            continue
-        writer.write(utt, confidence[0, : int(frames[0])].cpu().numpy())
+    alone = scorer.depends_on_padding()
+    if alone:
+        logging.warning(
+            "the scorer's scores depend on the padding of a batch: only utterances of "
+            "the same length are scored together"
+        )
+    seconds = 1000 if args.ngpu else 100
+    batch_bins = args.batch_bins or seconds * scorer.sampling_rate
+    segments = None if args.segments is None else Path(args.segments)
+    dataset = AudioDataset(Path(args.wav_scp), scorer.sampling_rate, segments)
+
+    skipped: Dict[str, str] = {}
+    first = [
+        start
+        for start in range(0, len(ids), WINDOW)
+        if any(utt not in writer.done for utt in ids[start : start + WINDOW])
+    ]
+    order = [i for start in first for i in range(start, min(start + WINDOW, len(ids)))]
+    audio = iter(
+        torch.utils.data.DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=order,
+            num_workers=args.num_workers,
+            # The next window is read while this one is scored.
+            prefetch_factor=-(-WINDOW // args.num_workers)
+            if args.num_workers
+            else None,
+        )
+    )
+    bar = tqdm(initial=len(ids) - len(order), total=len(ids), unit="utt", mininterval=5)
+    for start in first:
+        window = ids[start : start + WINDOW]
+        speech = {}
+        for utt in window:
+            found = next(audio)
+            if isinstance(found, str):
+                skipped[utt] = found
+            elif scorer.grid.layers and not scorer.grid.length(len(found)):
+                skipped[utt] = f"{len(found)} samples are too short for one frame"
+            else:
+                speech[utt] = found
+        scores = score_window(
+            scorer, speech, batch_bins, alone, measure_options(args), skipped
+        )
+        for utt in window:
+            if utt in scores and utt not in writer.done:
+                writer.write(utt, scores[utt])
+        bar.update(len(window))
+    bar.close()
     return skipped
 
 
-def _problem(speech: np.ndarray) -> str | None:
-    if speech.ndim != 1:
-        return f"has {speech.shape[1]} channels; choose one, e.g. by format_wav_scp.sh"
-    if speech.size == 0:
-        return "is empty"
-    if not np.isfinite(speech).all():
-        return "has samples that are not finite"
-    return None
+def make_batches(
+    lengths: Dict[str, int], batch_bins: int, alone: bool
+) -> List[List[str]]:
+    """Fill batches with utterances of about the same length.
+
+    Args:
+        lengths: samples of each utterance.
+        batch_bins: samples of a batch, padding included; a longer utterance is a batch
+            of its own.
+        alone: let only utterances of the same length be together.
+    """
+    batches: List[List[str]] = []
+    longest = 0
+    for utt in sorted(lengths, key=lambda utt: (-lengths[utt], utt)):
+        full = not batches or (len(batches[-1]) + 1) * longest > batch_bins
+        if full or (alone and lengths[utt] != longest):
+            batches.append([])
+            longest = lengths[utt]
+        batches[-1].append(utt)
+    return batches
+
+
+def score_window(
+    scorer: "Scorer",
+    speech: Dict[str, torch.Tensor],
+    batch_bins: int,
+    alone: bool,
+    measure: Dict,
+    skipped: Dict[str, str],
+) -> Dict[str, np.ndarray]:
+    """Score utterances in batches.
+
+    Args:
+        scorer: the model.
+        speech: samples of each utterance (N,), float32.
+        batch_bins, alone: see :func:`make_batches`.
+        measure: options of ``frame_confidence``.
+        skipped: gets the utterances that the scorer fails on, and why.
+
+    Returns:
+        Confidence of each frame (T,), float32.
+    """
+    scores = {}
+    lengths = {utt: len(x) for utt, x in speech.items()}
+    batches = make_batches(lengths, batch_bins, alone)
+    while batches:
+        batch = batches.pop(0)
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [torch.as_tensor(speech[utt]) for utt in batch], batch_first=True
+        )
+        samples = torch.tensor([lengths[utt] for utt in batch])
+        try:
+            confidence, frames = scorer.score(padded, samples, **measure)
+        except ValueError as e:
+            if len(batch) == 1:
+                skipped[batch[0]] = f"the scorer fails: {e}"
+            else:  # one of them is to blame
+                batches = [[utt] for utt in batch] + batches
+            continue
+        for utt, row, end in zip(batch, confidence.cpu().numpy(), frames.tolist()):
+            scores[utt] = row[:end]
+    return scores
 
 
 def main(cmd=None) -> None:

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
+from conftest import CNN, CONFORMER, ROOT
 from espnet2.train.dataset import ESPnetDataset
+from scipy.signal import resample_poly
 
-from espnet_atm.bin.score import main, read_scp_ids
+from espnet_atm.audio import read_table
+from espnet_atm.bin import score
+from espnet_atm.bin.score import main, make_batches
 from espnet_atm.scorer import Scorer
 
 FILES = ("confidence.ark", "confidence.scp", "utt2confidence", "frame_shift", "scorer")
@@ -46,7 +49,7 @@ def test_scores_are_the_scorers_within_a_byte(asr, corpus, undisturbed):
         line.split()
         for line in (undisturbed / "utt2confidence").read_text().splitlines()
     )
-    assert list(stored) == read_scp_ids(corpus / "wav.scp")
+    assert list(stored) == [row[0] for row in read_table(corpus / "wav.scp", 2)]
     for utt, track in stored.items():
         speech, _ = soundfile.read(corpus / f"{utt}.wav", dtype="float32")
         expected, _ = scorer.score(
@@ -172,26 +175,124 @@ def test_what_cannot_be_scored_is_skipped_by_name(asr, corpus, tmp_path, capfd):
     main(command(asr, wav_scp, folder, "--max_skipped", "5"))
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("a x.wav\nb\n", "wav.scp:2: no path in 'b'"),
-        ("a x\nb y\na z\n", ":3: a is in line 1"),
-    ],
-)
-def test_bad_scp_lines_are_named(tmp_path, text, message):
-    (tmp_path / "wav.scp").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_scp_ids(tmp_path / "wav.scp")
+def test_an_utterance_that_the_scorer_fails_on_does_not_take_others_along(
+    asr, corpus, tmp_path, monkeypatch
+):
+    real = Scorer.score
+
+    def fails_on_utt3(self, speech, lengths, **measure):
+        if len(soundfile.read(corpus / "utt3.wav")[0]) in lengths.tolist():
+            raise ValueError("no such thing")
+        return real(self, speech, lengths, **measure)
+
+    monkeypatch.setattr(Scorer, "score", fails_on_utt3)
+    folder = tmp_path / "scores"
+    main(command(asr, corpus / "wav.scp", folder, "--max_skipped", "1"))
+    text = (folder / "skipped").read_text()
+    assert text == "utt3 the scorer fails: no such thing\n"
+    assert len((folder / "confidence.scp").read_text().splitlines()) == 9
 
 
-def test_audio_at_another_rate_is_refused(asr, tmp_path):
-    soundfile.write(tmp_path / "slow.wav", np.zeros(8000), 8000)
-    (tmp_path / "wav.scp").write_text(f"slow {tmp_path}/slow.wav\n")
-    with pytest.raises(
-        ValueError, match="slow: .* 8000 Hz and the scorer wants 16000 Hz"
-    ):
-        main(command(asr, tmp_path / "wav.scp", tmp_path / "scores"))
+def test_scores_do_not_depend_on_batches_beyond_rounding(asr, corpus, tmp_path):
+    tracks = []
+    for bins in (1, 50000, 10**6):  # one, two and all ten utterances a batch
+        folder = tmp_path / str(bins)
+        main(command(asr, corpus / "wav.scp", folder, "--batch_bins", str(bins)))
+        tracks.append(dict(kaldiio.load_scp(str(folder / "confidence.scp"))))
+    for other in tracks[1:]:
+        assert list(other) == list(tracks[0])
+        for utt, track in tracks[0].items():
+            assert np.abs(track - other[utt]).max() < 1.01 / 255
+
+
+@pytest.mark.parametrize("scored", [1, 3, 5, 8, 9])
+def test_going_on_within_a_window_gives_the_same_bytes(
+    asr, corpus, tmp_path, monkeypatch, scored
+):
+    """Batches of part of a window would differ in the last bits."""
+    monkeypatch.setattr(score, "WINDOW", 4)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    main(command(asr, corpus / "wav.scp", whole))
+    main(command(asr, corpus / "wav.scp", cut))
+    lines = (cut / "utt2confidence").read_text().splitlines(keepends=True)
+    (cut / "utt2confidence").write_text("".join(lines[:scored]))
+    main(command(asr, corpus / "wav.scp", cut))
+    assert contents(cut) == contents(whole)
+
+
+def test_a_finished_window_is_not_read_again(asr, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "WINDOW", 4)
+    folder = tmp_path / "scores"
+    wav_scp = tmp_path / "wav.scp"
+    lines = (corpus / "wav.scp").read_text().splitlines()
+    wav_scp.write_text("\n".join(lines) + "\n")
+    main(command(asr, wav_scp, folder))
+    means = (folder / "utt2confidence").read_text().splitlines(keepends=True)
+    (folder / "utt2confidence").write_text("".join(means[:8]))
+    gone = [f"{x.split()[0]} /nonexistent" for x in lines[:8]]
+    wav_scp.write_text("\n".join(gone + lines[8:]) + "\n")
+    main(command(asr, wav_scp, folder))
+    assert len((folder / "confidence.scp").read_text().splitlines()) == 10
+
+
+def test_batches_hold_utterances_of_about_the_same_length():
+    lengths = {"a": 10, "b": 50, "c": 12, "d": 48, "e": 200, "f": 50}
+    found = make_batches(lengths, batch_bins=100, alone=False)
+    assert found == [["e"], ["b", "f"], ["d"], ["c", "a"]] or found == [
+        ["e"],
+        ["b", "f"],
+        ["d", "c"],
+        ["a"],
+    ]
+    assert all(
+        len(x) == 1 or len(x) * max(lengths[utt] for utt in x) <= 100 for x in found
+    )
+    alone = make_batches(lengths, batch_bins=1000, alone=True)
+    assert alone == [["e"], ["b", "f"], ["d"], ["c"], ["a"]]
+
+
+# Group norm over time lets padding leak into short utterances.
+LEAKY = {
+    "frontend": "wav2vec_cnn",
+    "frontend_conf": {**CNN, "norm_mode": "group_norm"},
+    "encoder_conf": {**CONFORMER, "input_layer": "linear"},
+    "normalize": None,
+}
+
+
+def test_a_scorer_that_padding_leaks_into_scores_equal_lengths_together(
+    make_asr, corpus, tmp_path, caplog
+):
+    asr = make_asr(**LEAKY)
+    folder = tmp_path / "scores"
+    main(command(asr, corpus / "wav.scp", folder))
+    assert "depend on the padding of a batch" in caplog.text
+    scorer = Scorer.from_files(*asr)
+    for utt, track in kaldiio.load_scp(str(folder / "confidence.scp")).items():
+        speech, _ = soundfile.read(corpus / f"{utt}.wav", dtype="float32")
+        expected, _ = scorer.score(
+            torch.from_numpy(speech)[None], torch.tensor([len(speech)])
+        )
+        assert np.abs(track[:, 0] - expected[0].numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_audio_at_another_rate_is_resampled(asr, corpus, undisturbed, tmp_path, caplog):
+    caplog.set_level("INFO")
+    lines = []
+    for utt in ("utt0", "utt1"):
+        speech, _ = soundfile.read(corpus / f"{utt}.wav")
+        fast = resample_poly(speech, 3, 1)
+        soundfile.write(tmp_path / f"{utt}.wav", fast, 48000, subtype="FLOAT")
+        lines.append(f"{utt} {tmp_path}/{utt}.wav\n")
+    (tmp_path / "wav.scp").write_text("".join(lines))
+    folder = tmp_path / "scores"
+    main(command(asr, tmp_path / "wav.scp", folder, "--num_workers", "0"))
+    assert caplog.text.count("is sampled at 48000 Hz: resampled to 16000 Hz") == 1
+    expected = kaldiio.load_scp(str(undisturbed / "confidence.scp"))
+    for utt, track in kaldiio.load_scp(str(folder / "confidence.scp")).items():
+        assert abs(len(track) - len(expected[utt])) <= 1
+        # The highest octave, which resampling takes away, is half of this noise's.
+        assert np.abs(track.mean() - expected[utt].mean()) < 0.1
 
 
 def test_a_moved_folder_goes_on(asr, corpus, undisturbed, tmp_path):
