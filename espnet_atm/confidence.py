@@ -1,10 +1,13 @@
 """Frame and utterance confidence (Ask2Mask, Sec. III; Baskar et al. 2022)."""
 
 import math
-from typing import Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:  # what scores only must not wait for ESPnet's front ends
+    from espnet_atm.frames import FrameGrid
 
 MEASURES = ("max", "entropy", "margin")
 
@@ -184,3 +187,39 @@ def align_track(
     before = dst_edges[:-1] < src_edges[0]
     aligned = np.where(covered, mean, np.where(before, track[0], track[-1]))
     return aligned.clip(track.min(), track.max()).astype(track.dtype)
+
+
+def align_tracks(
+    tracks: torch.Tensor,
+    counts: torch.Tensor,
+    src: "FrameGrid",
+    lengths: torch.Tensor,
+    dst: "FrameGrid",
+) -> torch.Tensor:
+    """:func:`align_track` for a batch.
+
+    Args:
+        tracks: (B, S), float.
+        counts: source frames of each row (B,), int.
+        src, dst: the two grids.
+        lengths: target frames of each row (B,), int.
+
+    Returns:
+        (B, T), float32, a tensor of its own, without gradient; zero at padding.
+
+    Raises:
+        ValueError: as :func:`align_track` does.
+    """
+    rows = [
+        torch.as_tensor(
+            align_track(
+                track[:count], src.shift, dst.shift, length, src.offset, dst.offset
+            )
+        )
+        for track, count, length in zip(
+            tracks.float().cpu().numpy(), counts.tolist(), lengths.tolist()
+        )
+    ]
+    # One copy to the host and back: the alignment is a matter of few numbers.
+    aligned = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return aligned.to(tracks.device)

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
+from espnet_atm.confidence import MEASURES
 from espnet_atm.frames import FrameGrid
 from espnet_atm.masking import check_mask_options
 from espnet_atm.weighting import SCALES
 
 MASKERS = ("atm", "random")
 AVERAGES = ("utterance", "masked")
+SCORER_FILES = ("asr_train_config", "asr_model_file")
+MEASURE_OPTIONS = ("measure", "temperature", "include_blank")
 TRACK = "confidence"  # the name of the data stream
 # A scorer's frame may be longer than the model's, but not by so much that the track
 # says nothing about single frames.
@@ -29,6 +32,9 @@ class SSLConf:
         loss_scale: ``none``, ``utterance`` (ATM+S) or ``frame``.
         average: see :func:`espnet_atm.weighting.frame_weights`.
         frame_prob: see there.
+        scorer: the files of the ASR model that scores inside training,
+            ``asr_train_config`` and ``asr_model_file``, and options of
+            :func:`espnet_atm.confidence.frame_confidence`; None to read a track.
     """
 
     masker: str
@@ -38,11 +44,17 @@ class SSLConf:
     loss_scale: str
     average: str
     frame_prob: float
+    scorer: Optional[Dict[str, Any]] = None
+
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether training cannot do without frame confidences."""
+        return self.masker == "atm" or self.loss_scale != "none"
 
     @property
     def needs_track(self) -> bool:
-        """Whether training cannot do without frame confidences."""
-        return self.masker == "atm" or self.loss_scale != "none"
+        """Whether frame confidences must come with the data."""
+        return self.needs_confidence and self.scorer is None
 
     @classmethod
     def parse(cls, conf: Mapping[str, Any]) -> "SSLConf":
@@ -60,11 +72,7 @@ class SSLConf:
         scale_conf = _mapping(
             "ssl_conf.loss_scale_conf", conf.pop("loss_scale_conf", None)
         )
-        if conf.pop("scorer", None) is not None:
-            raise ValueError(
-                "ssl_conf.scorer: scoring inside training is not there yet; write "
-                "scorer: null and give the scores of espnet_atm.bin.score as data"
-            )
+        scorer = _scorer(conf.pop("scorer", None))
         strategy = masker_conf.pop("strategy", "high" if masker == "atm" else "random")
         if masker == "random" and strategy != "random":
             raise ValueError(
@@ -86,6 +94,7 @@ class SSLConf:
                 AVERAGES,
             ),
             frame_prob=_number("frame_prob", scale_conf.pop("frame_prob", 0.1)),
+            scorer=scorer,
         )
         for where, left, known in (
             (
@@ -117,6 +126,32 @@ class SSLConf:
 
     def __str__(self) -> str:
         return ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+def _scorer(value: Any) -> Optional[Dict[str, Any]]:
+    """Check ``ssl_conf.scorer``; whether its files are there is looked at later."""
+    if value is None:
+        return None
+    scorer = _mapping("ssl_conf.scorer", value)
+    for name in SCORER_FILES:
+        if not scorer.get(name):
+            raise ValueError(
+                f"ssl_conf.scorer: {name} is missing; write "
+                "scorer: {asr_train_config: exp/asr/config.yaml, asr_model_file: "
+                "exp/asr/valid.loss.best.pth}"
+            )
+    unknown = [x for x in scorer if x not in SCORER_FILES + MEASURE_OPTIONS]
+    if unknown:
+        raise ValueError(
+            f"ssl_conf.scorer: unknown {', '.join(map(repr, unknown))}; known are "
+            f"{', '.join(SCORER_FILES + MEASURE_OPTIONS)}"
+        )
+    _one_of("ssl_conf.scorer.measure", scorer.get("measure", "max"), MEASURES)
+    if not _number("scorer.temperature", scorer.get("temperature", 1.0)) > 0:
+        raise ValueError(
+            f"ssl_conf.scorer.temperature: {scorer['temperature']} is not positive"
+        )
+    return scorer
 
 
 def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
@@ -188,6 +223,7 @@ def find_track(paths: Sequence[Tuple[str, str, str]], option: str) -> str:
     raise ValueError(
         f"ssl_conf needs frame confidences, and {option} names none: score the data with "
         f"python -m espnet_atm.bin.score and add --{option} "
-        "DIR/confidence.scp,confidence,kaldi_ark; or write ssl_conf: masker: random with "
-        "loss_scale: none"
+        "DIR/confidence.scp,confidence,kaldi_ark; or let ssl_conf.scorer name the model "
+        "that scores inside training; or write ssl_conf: masker: random with loss_scale: "
+        "none"
     )

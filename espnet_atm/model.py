@@ -8,8 +8,8 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_atm.confidence import utterance_confidence
-from espnet_atm.config import SSLConf
+from espnet_atm.confidence import align_tracks, utterance_confidence
+from espnet_atm.config import SCORER_FILES, SSLConf
 from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
@@ -32,12 +32,19 @@ class ATMSSLModel(ESPnetSSLModel):
         model: what ESPnet's task built, with its ``mask`` util.
         conf: the checked ``ssl_conf``.
         accum_grad: batches of each update.
+        sampling_rate: of the audio, in Hz.
 
     Raises:
         ValueError: when a loss cannot do what ``conf`` asks for.
     """
 
-    def __init__(self, model: ESPnetSSLModel, conf: SSLConf, accum_grad: int = 1):
+    def __init__(
+        self,
+        model: ESPnetSSLModel,
+        conf: SSLConf,
+        accum_grad: int = 1,
+        sampling_rate: int = 16000,
+    ):
         if model.util_attributes != {"mask"}:
             raise ValueError(
                 "ssl_conf guides masks: the losses must use the util 'mask' and no "
@@ -81,6 +88,10 @@ class ATMSSLModel(ESPnetSSLModel):
         )
         self.conf = conf
         self.accum_grad = accum_grad
+        self.sampling_rate = sampling_rate
+        # Not a module: it is neither trained nor saved. Loaded when first needed, so
+        # that the trained model can be used without it.
+        self.scorer = None
         for loss in self.losses:
             if hasattr(loss, "check_model"):
                 loss.check_model(self)
@@ -101,14 +112,54 @@ class ATMSSLModel(ESPnetSSLModel):
                 "the loss best_rq needs features that are not learnt, and the frontend "
                 f"is {type(self.frontend).__name__}; write frontend: default"
             )
-        layers = frontend_layers(self.frontend)
-        features = FrameGrid.from_layers(layers)
-        if self.preencoder is not None:
-            layers += subsampling_layers(self.preencoder)
-        encoder = FrameGrid.from_layers(layers)
+        features = FrameGrid.from_layers(frontend_layers(self.frontend))
+        encoder = self.encoder_grid()
         stack = encoder.shift // features.shift
         centre = (encoder.offset - features.offset) / features.shift
         return int(centre - (stack - 1) / 2), stack
+
+    def encoder_grid(self) -> FrameGrid:
+        """The frames that are masked."""
+        layers = frontend_layers(self.frontend)
+        if self.preencoder is not None:
+            layers += subsampling_layers(self.preencoder)
+        return FrameGrid.from_layers(layers)
+
+    def score(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor, frames: torch.Tensor
+    ) -> torch.Tensor:
+        """Confidence of each encoder frame, from the scorer in ``ssl_conf``.
+
+        Args:
+            speech: (B, N), float.
+            speech_lengths: samples of each utterance (B,), int.
+            frames: encoder frames of each utterance (B,), int.
+
+        Returns:
+            (B, T), float32, without gradient, zero at padding.
+
+        Raises:
+            ValueError: when the scorer wants audio at another rate, or its frames do
+                not fit.
+        """
+        from espnet_atm.scorer import Scorer  # slow, and seldom needed
+
+        options = dict(self.conf.scorer)
+        files = [options.pop(name) for name in SCORER_FILES]
+        if self.scorer is None:
+            scorer = Scorer.from_files(*files, device=str(speech.device))
+            if scorer.sampling_rate != self.sampling_rate:
+                raise ValueError(
+                    f"ssl_conf.scorer: {files[0]} wants audio at "
+                    f"{scorer.sampling_rate} Hz, and frontend_conf.fs is "
+                    f"{self.sampling_rate}: score before training, by "
+                    "espnet_atm.bin.score, which resamples"
+                )
+            self.scorer = scorer
+        tracks, counts = self.scorer.score(speech, speech_lengths, **options)
+        return align_tracks(
+            tracks, counts, self.scorer.grid, frames, self.encoder_grid()
+        )
 
     def stacked_size(self) -> int:
         """Dimensions of the stacked features; errors as in :meth:`stacking`."""
@@ -194,6 +245,8 @@ class ATMSSLModel(ESPnetSSLModel):
 
         # (B, T), T: encoder frames
         padding = make_pad_mask(lengths, maxlen=feats.size(1)).to(feats.device)
+        if confidence is None and self.conf.scorer and self.conf.needs_confidence:
+            confidence = self.score(speech, speech_lengths, lengths)
         if confidence is not None and confidence.shape != padding.shape:
             raise ValueError(
                 f"confidence of shape {tuple(confidence.shape)} for encoder frames of "

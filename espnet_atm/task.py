@@ -3,9 +3,11 @@
 import argparse
 import itertools
 import logging
+from pathlib import Path
 from typing import Callable, Collection, Dict, List, Optional, Tuple
 
 import espnet2.tasks.ssl
+import humanfriendly
 import numpy as np
 import torch
 from espnet2.ssl.espnet_model import ESPnetSSLModel
@@ -20,7 +22,13 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from typeguard import typechecked
 
 from espnet_atm.collate import SyncedCollateFn
-from espnet_atm.config import TRACK, SSLConf, find_track, read_track_grid
+from espnet_atm.config import (
+    SCORER_FILES,
+    TRACK,
+    SSLConf,
+    find_track,
+    read_track_grid,
+)
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.losses.best_rq import BestRQLoss
 from espnet_atm.losses.hubert import HuBERTLoss
@@ -79,7 +87,7 @@ class ATMSSLTask(SSLTask):
             "--ssl_conf",
             action=NestedDictAction,
             default=dict(),
-            help="Ask2Mask: masker, masker_conf, loss_scale, loss_scale_conf. "
+            help="Ask2Mask: masker, masker_conf, loss_scale, loss_scale_conf, scorer. "
             "Without it, ESPnet's own masking.",
         )
 
@@ -148,10 +156,19 @@ class ATMSSLTask(SSLTask):
         """
         conf = SSLConf.parse(args.ssl_conf)
         encoder_grid(args)
+        for name in SCORER_FILES if conf.scorer else ():
+            if not Path(conf.scorer[name]).is_file():
+                raise ValueError(
+                    f"ssl_conf.scorer.{name}: no such file: {conf.scorer[name]}"
+                )
         for mode in ("train", "valid"):
             option = f"{mode}_data_path_and_name_and_type"
             if conf.needs_track:
                 find_track(getattr(args, option), option)
+            elif conf.scorer and any(x[1] == TRACK for x in getattr(args, option)):
+                raise ValueError(
+                    f"ssl_conf.scorer and --{option} both give confidences: leave one out"
+                )
             if mode == "train" and args.multiple_iterator:
                 continue  # the paths are folders of parts
             dataset = ESPnetDataset(
@@ -215,7 +232,8 @@ class ATMSSLTask(SSLTask):
             return model
         conf = SSLConf.parse(ssl_conf)
         logging.info(f"Ask2Mask: {conf}")
-        return ATMSSLModel(model, conf, args.accum_grad)
+        rate = humanfriendly.parse_size(str(args.frontend_conf.get("fs", 16000)))
+        return ATMSSLModel(model, conf, args.accum_grad, rate)
 
 
 def install() -> None:

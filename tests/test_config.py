@@ -6,6 +6,7 @@ from espnet_atm.config import SSLConf, find_track, read_track_grid
 from espnet_atm.frames import FrameGrid
 
 ENCODER = FrameGrid(640, 479.5)
+SCORER = {"asr_train_config": "config.yaml", "asr_model_file": "x.pth"}
 
 
 def test_defaults_are_the_papers():
@@ -16,6 +17,8 @@ def test_defaults_are_the_papers():
     assert (baseline.mask_ratio, baseline.strategy) == (0.49, "random")
     assert not baseline.needs_track
     assert SSLConf.parse({"masker": "random", "loss_scale": "utterance"}).needs_track
+    scored = SSLConf.parse({"masker": "atm", "scorer": SCORER})
+    assert scored.needs_confidence and not scored.needs_track
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,14 @@ def test_defaults_are_the_papers():
         ({"masker_conf": {"ratio": 0.4}}, "ssl_conf.masker_conf: unknown 'ratio'"),
         ({"loss_scale_conf": {"average": "all"}}, "loss_scale_conf.average: 'all'"),
         ({"loss_scale_conf": {"frame_prob": 2}}, r"frame_prob: 2.0 is not in \[0, 1\]"),
-        ({"scorer": {"asr_model_file": "x"}}, "write scorer: null"),
+        (
+            {"scorer": {"asr_model_file": "x"}},
+            "ssl_conf.scorer: asr_train_config is missing; write scorer: {asr_train",
+        ),
+        ({"scorer": {**SCORER, "beam": 3}}, "ssl_conf.scorer: unknown 'beam'; known"),
+        ({"scorer": {**SCORER, "measure": "best"}}, "ssl_conf.scorer.measure: 'best'"),
+        ({"scorer": {**SCORER, "temperature": 0}}, "temperature: 0 is not positive"),
+        ({"scorer": "exp/asr"}, "ssl_conf.scorer: 'exp/asr' is not a mapping"),
     ],
 )
 def test_impossible_settings_are_refused_with_what_to_write(conf, message):

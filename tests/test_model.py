@@ -1,11 +1,14 @@
+import numpy as np
 import pytest
 import torch
 from conftest import LOSSES
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from test_task import WAV2VEC, arguments
 
+from espnet_atm.confidence import align_track
 from espnet_atm.config import SSLConf
 from espnet_atm.model import ATMSSLModel
+from espnet_atm.scorer import Scorer
 from espnet_atm.task import ATMSSLTask
 
 SPEECH = torch.randn(3, 16000, generator=torch.Generator().manual_seed(2))
@@ -248,3 +251,68 @@ def test_losses_that_take_no_weights_are_refused(ssl_command):
     model.util_attributes = {"mask", "ema"}
     with pytest.raises(ValueError, match="these use .'ema', 'mask'."):
         ATMSSLModel(model, SSLConf.parse({}))
+
+
+def scorer_conf(asr, **options) -> dict:
+    return {"asr_train_config": str(asr[0]), "asr_model_file": str(asr[1]), **options}
+
+
+@pytest.mark.parametrize("path, shift", [({}, 640), (WAV2VEC, 320)])
+def test_scores_inside_training_are_those_of_the_stored_track(build, asr, path, shift):
+    """To within half a stored byte, brought to the encoder's frames alike."""
+    model = build(path=path, masker="atm", scorer=scorer_conf(asr)).eval()
+    assert model.encoder_grid().shift == shift
+    scorer = Scorer.from_files(*asr)
+    frames = torch.tensor([model.encoder_grid().length(int(n)) for n in LENGTHS])
+    found = model.score(SPEECH, LENGTHS, frames)
+    assert not found.requires_grad and not found.is_inference()
+    for row, (speech, samples, count) in enumerate(zip(SPEECH, LENGTHS, frames)):
+        track, _ = scorer.score(speech[None, :samples], samples[None])
+        stored = np.rint(track[0].numpy() * 255) / 255
+        expected = align_track(
+            stored, 640, shift, int(count), 479.5, model.encoder_grid().offset
+        )
+        assert np.abs(found[row, :count].numpy() - expected).max() <= 0.51 / 255
+        assert not found[row, count:].any()
+
+
+def test_a_scorer_inside_training_is_neither_trained_nor_saved(build, asr):
+    model = build(masker="atm", loss_scale="utterance", scorer=scorer_conf(asr))
+    assert set(model.state_dict()) == set(build(masker="atm").state_dict())
+    model.train()
+    data = {k: v for k, v in batch().items() if k != "confidence"}
+    loss, stats, _ = model(**data)
+    loss.backward()
+    assert 0 < float(stats["confidence_utterance"]) <= 1
+    assert not model.scorer.model.training
+    assert all(p.grad is None for p in model.scorer.model.parameters())
+    assert set(model.state_dict()) == set(build(masker="atm").state_dict())
+
+
+def test_scores_inside_training_count_as_a_track_does(build, asr):
+    conf = {"masker": "atm", "loss_scale": "utterance"}
+    model = build(**conf, scorer=scorer_conf(asr)).eval()
+    data = {k: v for k, v in batch().items() if k != "confidence"}
+    confidence = model.score(SPEECH, LENGTHS, torch.tensor([24, 21, 16]))
+    with torch.no_grad():
+        expected = build(**conf).eval()(**data, confidence=confidence)[0]
+        torch.testing.assert_close(model(**data)[0], expected)
+
+
+def test_options_of_the_measure_reach_the_scorer(build, asr):
+    frames = torch.tensor([24, 21, 16])
+    found = [
+        build(masker="atm", scorer=scorer_conf(asr, **options)).score(
+            SPEECH, LENGTHS, frames
+        )
+        for options in ({}, {"measure": "entropy"}, {"temperature": 2.0})
+    ]
+    assert not torch.allclose(found[0], found[1])
+    assert (found[2] < found[0])[0].all()
+
+
+def test_a_scorer_of_another_rate_is_refused(build, make_asr):
+    asr = make_asr(frontend_conf={"fs": 8000, "n_fft": 256, "hop_length": 80})
+    model = build(masker="atm", scorer=scorer_conf(asr))
+    with pytest.raises(ValueError, match="wants audio at 8000 Hz, .*fs is 16000"):
+        model.score(SPEECH, LENGTHS, LENGTHS // 640)

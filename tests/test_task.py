@@ -142,6 +142,19 @@ def test_random_masks_need_no_confidence(ssl_command):
     trained(ssl_command(streams=("speech", "text"), ssl_conf={"masker": "random"}))
 
 
+def test_trains_with_a_scorer_instead_of_a_track(ssl_command, asr):
+    scorer = {"asr_train_config": str(asr[0]), "asr_model_file": str(asr[1])}
+    conf = {"masker": "atm", "loss_scale": "utterance", "scorer": scorer}
+    command = ssl_command(streams=("speech", "text"), ssl_conf=conf)
+    before = ATMSSLTask.build_model(arguments(command)).state_dict()
+    assert set(trained(command)) == set(before)
+    with pytest.raises(ValueError, match="ssl_conf.scorer and --train_data.*leave one"):
+        ATMSSLTask.main(cmd=ssl_command(ssl_conf=conf))
+    conf["scorer"] = {**scorer, "asr_model_file": "nothing.pth"}
+    with pytest.raises(ValueError, match="asr_model_file: no such file: nothing.pth"):
+        ATMSSLTask.main(cmd=ssl_command(streams=("speech", "text"), ssl_conf=conf))
+
+
 def test_collects_statistics(ssl_command):
     command = ssl_command(ssl_conf=ATM) + ["--collect_stats", "true"]
     ATMSSLTask.main(cmd=command)

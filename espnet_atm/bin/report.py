@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from espnet_atm.audio import read_audio
 from espnet_atm.confidence import check_track
 from espnet_atm.masking import sample_span_mask
 
@@ -84,8 +85,6 @@ def read_pairs(file: Path) -> Dict[str, str]:
 
 def read_corpus(args: argparse.Namespace) -> List[Scored]:
     """Confidence and energy of an even selection of utterances."""
-    from espnet2.fileio.sound_scp import soundfile_read
-
     folder = Path(args.confidence_dir)
     shift = int((folder / "frame_shift").read_text())
     offset = float((folder / "frame_offset").read_text())
@@ -100,7 +99,7 @@ def read_corpus(args: argparse.Namespace) -> List[Scored]:
     for utt in tqdm(utts[::step], unit="utt", mininterval=5):
         if utt not in wavs:
             raise ValueError(f"{args.wav_scp} has no audio of {utt}, which has a score")
-        speech, rate = soundfile_read(wavs[utt], dtype="float32")
+        speech, rate = read_audio(wavs[utt])
         if rate != args.fs:
             raise ValueError(f"{utt}: sampled at {rate} Hz, not at --fs {args.fs}")
         track = check_track(kaldiio.load_mat(tracks[utt]), utt)
