@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from espnet2.train.collate_fn import HuBERTCollateFn, common_collate_fn
 
-from espnet_atm.confidence import align_track, check_track
+from espnet_atm.confidence import align_track, check_track, refine_confidence
 from espnet_atm.config import TRACK
 from espnet_atm.frames import FrameGrid
 
@@ -24,13 +24,20 @@ class SyncedCollateFn:
         stock: the function that ESPnet made from ``collate_fn_conf``; its options hold.
         grid: the encoder's frames.
         track_grid: the frames of the stored confidence; None if there is none.
+        smooth, energy_gate: what to do to the confidence, once it is on the encoder's
+            frames; see :func:`espnet_atm.confidence.refine_confidence`.
 
     Raises:
         ValueError: when ``label_downsampling`` does not divide the frame shift.
     """
 
     def __init__(
-        self, stock: HuBERTCollateFn, grid: FrameGrid, track_grid: Optional[FrameGrid]
+        self,
+        stock: HuBERTCollateFn,
+        grid: FrameGrid,
+        track_grid: Optional[FrameGrid],
+        smooth: int = 1,
+        energy_gate: Optional[float] = None,
     ):
         if stock.label_downsampling < 1 or grid.shift % stock.label_downsampling:
             raise ValueError(
@@ -39,6 +46,8 @@ class SyncedCollateFn:
             )
         self.grid = grid
         self.track_grid = track_grid
+        self.smooth = smooth
+        self.energy_gate = energy_gate
         self.label_shift = grid.shift // stock.label_downsampling
         self.crop = stock.train and stock.crop_audio and not stock.pad
         self.random_crop = stock.rand_crop
@@ -76,7 +85,8 @@ class SyncedCollateFn:
             if "text" in sample:
                 streams["text"] = self._align_labels(utt, sample["text"], len(speech))
             if TRACK in sample:
-                streams[TRACK] = self._align_track(utt, sample[TRACK], frames)
+                track = self._align_track(utt, sample[TRACK], frames)
+                streams[TRACK] = self._refine(track, speech)
             if self.crop and len(speech) > shortest:
                 start = 0
                 if self.random_crop:
@@ -115,6 +125,20 @@ class SyncedCollateFn:
                 f"{utt}: {e}; check that frame_shift beside its confidence.scp says how "
                 "many samples a frame lasts, and that this audio was scored"
             ) from None
+
+    def _refine(self, track: np.ndarray, speech: np.ndarray) -> np.ndarray:
+        if self.smooth == 1 and self.energy_gate is None:
+            return track
+        refined = refine_confidence(
+            torch.from_numpy(track)[None],
+            torch.tensor([len(track)]),
+            torch.from_numpy(speech)[None],
+            torch.tensor([len(speech)]),
+            self.grid,
+            self.smooth,
+            self.energy_gate,
+        )
+        return refined[0].numpy()
 
     def _align_labels(
         self, utt: str, labels: np.ndarray, num_samples: int

@@ -89,6 +89,117 @@ def utterance_confidence(
     return total / lengths.clamp(min=1)
 
 
+def frame_energy(
+    speech: torch.Tensor, lengths: torch.Tensor, grid: "FrameGrid", frames: torch.Tensor
+) -> torch.Tensor:
+    """Energy of the samples around each frame's centre, against the loud frames.
+
+    Args:
+        speech: (B, N), float.
+        lengths: samples of each utterance (B,), int.
+        grid: the frames; each stands for ``grid.shift`` samples.
+        frames: frames of each utterance (B,), int.
+
+    Returns:
+        (B, T), float32, in dB below the 95th percentile of the utterance's frames; NaN
+        at padding.
+    """
+    steps = torch.arange(int(frames.max()), device=speech.device)
+    # (T,) -> (B, T): a frame at the edge may reach beyond the samples
+    first = (grid.offset + (steps - 0.5) * grid.shift).round().long()
+    first = first.expand(len(speech), -1)
+    ends = lengths[:, None].to(speech.device)
+    last = (first + grid.shift).clamp(min=0).minimum(ends)
+    first = first.clamp(min=0).minimum(ends)
+    # total[n]: energy of the first n samples
+    total = torch.nn.functional.pad(speech.double().square().cumsum(dim=1), (1, 0))
+    power = (total.gather(1, last) - total.gather(1, first)) / (last - first).clamp(
+        min=1
+    )
+    db = 10 * (power + 1e-10).log10()
+    db = db.masked_fill(steps >= frames[:, None].to(db.device), torch.nan)
+    return (db - db.nanquantile(0.95, dim=1, keepdim=True)).float()
+
+
+def smooth_confidence(
+    confidence: torch.Tensor, lengths: torch.Tensor, smooth: int
+) -> torch.Tensor:
+    """Mean over ``smooth`` frames around each, fewer at an utterance's edges.
+
+    Args:
+        confidence: (B, T), float.
+        lengths: valid frames of each row (B,), int.
+        smooth: number of frames; 1 changes nothing.
+
+    Returns:
+        (B, T), float; zero at padding.
+    """
+    steps = torch.arange(confidence.size(1), device=confidence.device)
+    valid = (steps < lengths[:, None]).to(confidence.dtype)  # (B, T)
+    window = confidence.new_ones(1, 1, smooth)
+    both = torch.stack([confidence * valid, valid], dim=1).flatten(0, 1)  # (2B, T)
+    left = (smooth - 1) // 2
+    padded = torch.nn.functional.pad(both[:, None], (left, smooth - 1 - left))
+    total = torch.nn.functional.conv1d(padded, window)  # (2B, 1, T)
+    total, count = total.unflatten(0, (-1, 2))[:, :, 0].unbind(dim=1)  # (B, T) each
+    return total / count.clamp(min=1) * valid
+
+
+def check_refinement(smooth: int, energy_gate: Optional[float]) -> None:
+    """Refuse impossible options of :func:`refine_confidence`.
+
+    Raises:
+        ValueError: naming the option and its value.
+    """
+    if isinstance(smooth, bool) or not (isinstance(smooth, int) and smooth >= 1):
+        raise ValueError(
+            f"smooth: {smooth!r} is not a positive number of frames; write e.g. 10"
+        )
+    if energy_gate is not None and not energy_gate > 0:
+        raise ValueError(
+            f"energy_gate: {energy_gate!r} is not a positive number of dB; write e.g. 30"
+        )
+
+
+def refine_confidence(
+    confidence: torch.Tensor,
+    frames: torch.Tensor,
+    speech: torch.Tensor,
+    lengths: torch.Tensor,
+    grid: "FrameGrid",
+    smooth: int = 1,
+    energy_gate: Optional[float] = None,
+) -> torch.Tensor:
+    """Smooth a confidence, and take it from frames that are silent.
+
+    A CTC model is sure of its blank, so silence outranks speech; neither option is in
+    the paper, and neither is on by default.
+
+    Args:
+        confidence: (B, T), float.
+        frames: valid frames of each row (B,), int.
+        speech: (B, N), float.
+        lengths: samples of each utterance (B,), int.
+        grid: the frames in samples of ``speech``.
+        smooth: see :func:`smooth_confidence`.
+        energy_gate: frames more than so many dB below the utterance's 95th percentile of
+            frame energy get 0; None for no gate.
+
+    Returns:
+        (B, T), float.
+
+    Raises:
+        ValueError: on impossible options.
+    """
+    check_refinement(smooth, energy_gate)
+    if smooth > 1:
+        confidence = smooth_confidence(confidence, frames, smooth)
+    if energy_gate is not None:
+        energy = frame_energy(speech, lengths, grid, frames)
+        confidence = confidence.masked_fill(energy < -energy_gate, 0)
+    return confidence
+
+
 def check_track(track: np.ndarray, name: str) -> np.ndarray:
     """Refuse a track that cannot be a confidence.
 

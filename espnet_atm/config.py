@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from espnet_atm.confidence import MEASURES
+from espnet_atm.confidence import MEASURES, check_refinement
 from espnet_atm.frames import FrameGrid
 from espnet_atm.masking import check_mask_options
 from espnet_atm.weighting import SCALES
@@ -12,7 +12,13 @@ from espnet_atm.weighting import SCALES
 MASKERS = ("atm", "random")
 AVERAGES = ("utterance", "masked")
 SCORER_FILES = ("asr_train_config", "asr_model_file")
-MEASURE_OPTIONS = ("measure", "temperature", "include_blank")
+MEASURE_OPTIONS = (
+    "measure",
+    "temperature",
+    "include_blank",
+    "smooth",
+    "energy_gate",
+)
 TRACK = "confidence"  # the name of the data stream
 # A scorer's frame may be longer than the model's, but not by so much that the track
 # says nothing about single frames.
@@ -34,7 +40,9 @@ class SSLConf:
         frame_prob: see there.
         scorer: the files of the ASR model that scores inside training,
             ``asr_train_config`` and ``asr_model_file``, and options of
-            :func:`espnet_atm.confidence.frame_confidence`; None to read a track.
+            :meth:`espnet_atm.scorer.Scorer.score`; None to read a track.
+        smooth, energy_gate: what to do to a track that is read, see
+            :func:`espnet_atm.confidence.refine_confidence`.
     """
 
     masker: str
@@ -45,6 +53,8 @@ class SSLConf:
     average: str
     frame_prob: float
     scorer: Optional[Dict[str, Any]] = None
+    smooth: int = 1
+    energy_gate: Optional[float] = None
 
     @property
     def needs_confidence(self) -> bool:
@@ -73,6 +83,11 @@ class SSLConf:
             "ssl_conf.loss_scale_conf", conf.pop("loss_scale_conf", None)
         )
         scorer = _scorer(conf.pop("scorer", None))
+        track_conf = _mapping("ssl_conf.track_conf", conf.pop("track_conf", None))
+        if track_conf and scorer:
+            raise ValueError(
+                "ssl_conf.track_conf is for stored tracks; write its options under scorer"
+            )
         strategy = masker_conf.pop("strategy", "high" if masker == "atm" else "random")
         if masker == "random" and strategy != "random":
             raise ValueError(
@@ -95,13 +110,16 @@ class SSLConf:
             ),
             frame_prob=_number("frame_prob", scale_conf.pop("frame_prob", 0.1)),
             scorer=scorer,
+            smooth=track_conf.pop("smooth", 1),
+            energy_gate=track_conf.pop("energy_gate", None),
         )
         for where, left, known in (
             (
                 "ssl_conf",
                 conf,
-                "masker, masker_conf, loss_scale, loss_scale_conf, scorer",
+                "masker, masker_conf, loss_scale, loss_scale_conf, scorer, track_conf",
             ),
+            ("ssl_conf.track_conf", track_conf, "smooth, energy_gate"),
             ("ssl_conf.masker_conf", masker_conf, "mask_ratio, span, strategy"),
             ("ssl_conf.loss_scale_conf", scale_conf, "average, frame_prob"),
         ):
@@ -113,6 +131,10 @@ class SSLConf:
             check_mask_options(parsed.mask_ratio, parsed.span, parsed.strategy)
         except ValueError as e:
             raise ValueError(f"ssl_conf.masker_conf.{e}") from None
+        try:
+            check_refinement(parsed.smooth, parsed.energy_gate)
+        except ValueError as e:
+            raise ValueError(f"ssl_conf.track_conf.{e}") from None
         if not 0 <= parsed.frame_prob <= 1:
             raise ValueError(
                 f"ssl_conf.loss_scale_conf.frame_prob: {parsed.frame_prob} is not in "
@@ -151,6 +173,10 @@ def _scorer(value: Any) -> Optional[Dict[str, Any]]:
         raise ValueError(
             f"ssl_conf.scorer.temperature: {scorer['temperature']} is not positive"
         )
+    try:
+        check_refinement(scorer.get("smooth", 1), scorer.get("energy_gate"))
+    except ValueError as e:
+        raise ValueError(f"ssl_conf.scorer.{e}") from None
     return scorer
 
 

@@ -1,14 +1,14 @@
 """The external ASR model that says how sure it is of each frame."""
 
 from pathlib import Path
-from typing import Tuple, Union
+from typing import Optional, Tuple, Union
 
 import humanfriendly
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.tasks.asr import ASRTask
 
-from espnet_atm.confidence import frame_confidence
+from espnet_atm.confidence import frame_confidence, refine_confidence
 from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
@@ -108,13 +108,20 @@ class Scorer:
             return self.model.ctc.log_softmax(encoded).float(), frames
 
     def score(
-        self, speech: torch.Tensor, lengths: torch.Tensor, **measure
+        self,
+        speech: torch.Tensor,
+        lengths: torch.Tensor,
+        smooth: int = 1,
+        energy_gate: Optional[float] = None,
+        **measure,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Confidence of each frame, Eq. 2.
 
         Args:
             speech: (B, N), float32, in [-1, 1], at :attr:`sampling_rate`.
             lengths: samples of each utterance (B,), int.
+            smooth, energy_gate: see
+                :func:`espnet_atm.confidence.refine_confidence`.
             **measure: options of :func:`espnet_atm.confidence.frame_confidence`.
 
         Returns:
@@ -124,7 +131,17 @@ class Scorer:
         log_probs, frames = self.log_probs(speech, lengths)
         confidence = frame_confidence(log_probs, **measure)
         steps = torch.arange(confidence.size(1), device=confidence.device)
-        return confidence.masked_fill(steps >= frames[:, None], 0), frames
+        confidence = confidence.masked_fill(steps >= frames[:, None], 0)
+        refined = refine_confidence(
+            confidence,
+            frames,
+            speech.to(self.device),
+            lengths.to(self.device),
+            self.grid,
+            smooth,
+            energy_gate,
+        )
+        return refined, frames
 
     def _reflect(self, speech: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Let the last frames of a padded utterance be what they are without padding.

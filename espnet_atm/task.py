@@ -87,7 +87,8 @@ class ATMSSLTask(SSLTask):
             "--ssl_conf",
             action=NestedDictAction,
             default=dict(),
-            help="Ask2Mask: masker, masker_conf, loss_scale, loss_scale_conf, scorer. "
+            help="Ask2Mask: masker, masker_conf, loss_scale, loss_scale_conf, scorer, "
+            "track_conf. "
             "Without it, ESPnet's own masking.",
         )
 
@@ -191,7 +192,10 @@ class ATMSSLTask(SSLTask):
         if not args.ssl_conf:
             return stock
         grid = encoder_grid(args)
-        return SyncedCollateFn(stock, grid, cls.track_grid(args, grid))
+        conf = SSLConf.parse(args.ssl_conf)
+        return SyncedCollateFn(
+            stock, grid, cls.track_grid(args, grid), conf.smooth, conf.energy_gate
+        )
 
     @classmethod
     def track_grid(

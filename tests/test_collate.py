@@ -187,3 +187,19 @@ def test_too_short_audio_is_refused_by_utterance():
 def test_label_rate_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="label_downsampling: 3 does not divide"):
         collate(FrameGrid(640, 479.5), label_downsampling=3)
+
+
+def test_a_track_is_refined_on_the_encoders_frames():
+    """Smoothed over the whole utterance and gated by its energy, then cropped."""
+    grid = FrameGrid.from_layers([(640, 640, 0)])
+    speech = np.full(6400, 0.1, dtype=np.float32)
+    speech[3200:3840] = 0.0  # frame 5
+    track = np.linspace(0, 0.9, 10, dtype=np.float32)
+    function = SyncedCollateFn(
+        HuBERTCollateFn(train=False), grid, grid, smooth=3, energy_gate=20
+    )
+    _, batch = function([("utt", {"speech": speech, "confidence": track})])
+    expected = track.copy()
+    expected[[0, -1]] = track[:2].mean(), track[-2:].mean()
+    expected[5] = 0
+    np.testing.assert_allclose(batch["confidence"][0].numpy(), expected, atol=1e-6)

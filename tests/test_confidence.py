@@ -8,8 +8,12 @@ from espnet_atm.confidence import (
     align_track,
     check_track,
     frame_confidence,
+    frame_energy,
+    refine_confidence,
+    smooth_confidence,
     utterance_confidence,
 )
+from espnet_atm.frames import FrameGrid
 
 # Two frames of three labels, label 0 the blank.
 PROBS = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]])
@@ -131,3 +135,41 @@ def test_tracks_of_another_duration_are_refused_with_both_numbers(
 def test_frame_shifts_must_be_positive():
     with pytest.raises(ValueError, match="got 0 and 640"):
         align_track(np.zeros(3), 0, 640, 3)
+
+
+GRID = FrameGrid(640, 320.0)
+
+
+def test_frame_energy_of_loud_and_silent_frames():
+    speech = torch.zeros(2, 3200)
+    speech[0, 640:1280] = 0.1  # frame 1
+    speech[1, :1280] = 0.1  # frames 0 and 1 of two
+    energy = frame_energy(
+        speech, torch.tensor([3200, 1280]), GRID, torch.tensor([5, 2])
+    )
+    assert energy[0].argmax() == 1 and (energy[0, [0, 2, 3, 4]] < -50).all()
+    assert energy[1, :2].abs().max() < 1e-4 and energy[1, 2:].isnan().all()
+
+
+def test_smoothing_is_the_mean_over_the_frames_that_there_are():
+    confidence = torch.tensor([[0.0, 0.3, 0.9, 0.6, 0.5], [1.0, 0.0, 0.5, 9.0, 9.0]])
+    found = smooth_confidence(confidence, torch.tensor([5, 3]), 3)
+    expected = [[0.15, 0.4, 0.6, 2 / 3, 0.55], [0.5, 0.5, 0.25, 0.0, 0.0]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    even = smooth_confidence(confidence, torch.tensor([5, 3]), 2)
+    torch.testing.assert_close(even[0], torch.tensor([0.15, 0.6, 0.75, 0.55, 0.5]))
+
+
+def test_refinement_of_a_confidence():
+    confidence = torch.full((1, 5), 0.8)
+    speech = torch.full((1, 3200), 0.1)
+    speech[0, 640:1280] = 0.001  # frame 1, by 40 dB
+    conf = (confidence, torch.tensor([5]), speech, torch.tensor([3200]), GRID)
+    assert torch.equal(refine_confidence(*conf), confidence)
+    gated = refine_confidence(*conf, smooth=3, energy_gate=30)
+    torch.testing.assert_close(gated, torch.tensor([[0.8, 0.0, 0.8, 0.8, 0.8]]))
+    torch.testing.assert_close(refine_confidence(*conf, energy_gate=50), confidence)
+    with pytest.raises(ValueError, match="smooth: 0 is not a positive number"):
+        refine_confidence(*conf, smooth=0)
+    with pytest.raises(ValueError, match="energy_gate: -3 is not a positive number"):
+        refine_confidence(*conf, energy_gate=-3)

@@ -60,6 +60,19 @@ def test_defaults_are_the_papers():
         ({"scorer": {**SCORER, "beam": 3}}, "ssl_conf.scorer: unknown 'beam'; known"),
         ({"scorer": {**SCORER, "measure": "best"}}, "ssl_conf.scorer.measure: 'best'"),
         ({"scorer": {**SCORER, "temperature": 0}}, "temperature: 0 is not positive"),
+        (
+            {"scorer": {**SCORER, "smooth": 0}},
+            "ssl_conf.scorer.smooth: 0 is not a positive number of frames",
+        ),
+        (
+            {"track_conf": {"energy_gate": -30}},
+            "ssl_conf.track_conf.energy_gate: -30 is not a positive number of dB",
+        ),
+        ({"track_conf": {"gate": 30}}, "ssl_conf.track_conf: unknown 'gate'"),
+        (
+            {"track_conf": {"smooth": 5}, "scorer": SCORER},
+            "track_conf is for stored tracks; write its options under scorer",
+        ),
         ({"scorer": "exp/asr"}, "ssl_conf.scorer: 'exp/asr' is not a mapping"),
     ],
 )

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from espnet_atm.audio import read_audio
-from espnet_atm.confidence import check_track
+from espnet_atm.confidence import check_track, frame_energy
+from espnet_atm.frames import FrameGrid
 from espnet_atm.masking import sample_span_mask
 
 matplotlib.use("Agg")
@@ -64,19 +65,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def frame_energy(
-    speech: np.ndarray, shift: int, offset: float, frames: int
-) -> np.ndarray:
-    """Energy in dB of the ``shift`` samples around each frame's centre, (T,)."""
-    starts = np.rint(offset + (np.arange(frames) - 0.5) * shift).astype(int)
-    total = np.concatenate([[0.0], np.cumsum(speech.astype(np.float64) ** 2)])
-    first = starts.clip(0, len(speech))
-    last = (starts + shift).clip(0, len(speech))
-    power = (total[last] - total[first]) / np.maximum(last - first, 1)
-    db = 10 * np.log10(power + 1e-10)
-    return db - np.percentile(db, 95)
-
-
 def read_pairs(file: Path) -> Dict[str, str]:
     """A two-column Kaldi file as a dict, in file order."""
     with file.open(encoding="utf-8") as f:
@@ -86,8 +74,10 @@ def read_pairs(file: Path) -> Dict[str, str]:
 def read_corpus(args: argparse.Namespace) -> List[Scored]:
     """Confidence and energy of an even selection of utterances."""
     folder = Path(args.confidence_dir)
-    shift = int((folder / "frame_shift").read_text())
-    offset = float((folder / "frame_offset").read_text())
+    grid = FrameGrid(
+        int((folder / "frame_shift").read_text()),
+        float((folder / "frame_offset").read_text()),
+    )
     tracks = read_pairs(folder / "confidence.scp")
     wavs = read_pairs(Path(args.wav_scp))
     categories = read_pairs(Path(args.utt2category)) if args.utt2category else {}
@@ -103,7 +93,12 @@ def read_corpus(args: argparse.Namespace) -> List[Scored]:
         if rate != args.fs:
             raise ValueError(f"{utt}: sampled at {rate} Hz, not at --fs {args.fs}")
         track = check_track(kaldiio.load_mat(tracks[utt]), utt)
-        energy = frame_energy(speech, shift, offset, len(track))
+        energy = frame_energy(
+            torch.from_numpy(speech)[None],
+            torch.tensor([len(speech)]),
+            grid,
+            torch.tensor([len(track)]),
+        )[0].numpy()
         scored.append(Scored(utt, categories.get(utt, "all"), track, energy, speech))
     logging.info(f"{len(scored)} of {len(utts)} utterances looked at")
     return scored

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, BinaryIO, Dict, List
 import kaldiio
 import numpy as np
 import torch
-from espnet2.utils.types import str2bool
+from espnet2.utils.types import float_or_none, str2bool
 from tqdm import tqdm
 
 from espnet_atm.audio import AudioDataset, read_table
-from espnet_atm.confidence import MEASURES
+from espnet_atm.confidence import MEASURES, check_refinement
 
 if TYPE_CHECKING:
     from espnet_atm.scorer import Scorer
@@ -73,6 +73,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--exclude_blank", action="store_true", help="let the blank not compete"
     )
     parser.add_argument(
+        "--smooth", type=int, default=1, help="average over so many frames"
+    )
+    parser.add_argument(
+        "--energy_gate",
+        type=float_or_none,
+        help="no confidence for frames so many dB below the utterance's loud ones",
+    )
+    parser.add_argument(
         "--max_skipped",
         type=int,
         default=0,
@@ -82,11 +90,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def measure_options(args: argparse.Namespace) -> Dict:
-    """The command line's options of ``frame_confidence``."""
+    """The command line's options of ``Scorer.score``."""
     return {
         "measure": args.measure,
         "temperature": args.temperature,
         "include_blank": not args.exclude_blank,
+        "smooth": args.smooth,
+        "energy_gate": args.energy_gate,
     }
 
 
@@ -205,6 +215,7 @@ def prepare(args: argparse.Namespace, output_dir: Path) -> List[str]:
 def score_all(args: argparse.Namespace) -> int:
     """Score what is not scored yet; return how many utterances have no score."""
     output_dir = Path(args.output_dir)
+    check_refinement(args.smooth, args.energy_gate)
     ids = prepare(args, output_dir)
     writer = ScoreWriter(output_dir)
     known = set(ids)
@@ -340,7 +351,7 @@ def score_window(
         scorer: the model.
         speech: samples of each utterance (N,), float32.
         batch_bins, alone: see :func:`make_batches`.
-        measure: options of ``frame_confidence``.
+        measure: options of ``Scorer.score``.
         skipped: gets the utterances that the scorer fails on, and why.
 
     Returns:

@@ -1,14 +1,6 @@
-import numpy as np
 import pytest
 
-from espnet_atm.bin.report import frame_energy, main
-
-
-def test_energy_of_the_samples_around_each_frame():
-    speech = np.zeros(3200)
-    speech[640:1280] = 0.1  # frame 1 of 640 samples
-    energy = frame_energy(speech, 640, 320, 5)
-    assert energy.argmax() == 1 and (energy[[0, 2, 3, 4]] < -35).all()
+from espnet_atm.bin.report import main
 
 
 @pytest.fixture

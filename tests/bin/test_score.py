@@ -15,6 +15,7 @@ from scipy.signal import resample_poly
 from espnet_atm.audio import read_table
 from espnet_atm.bin import score
 from espnet_atm.bin.score import main, make_batches
+from espnet_atm.confidence import smooth_confidence
 from espnet_atm.scorer import Scorer
 
 FILES = ("confidence.ark", "confidence.scp", "utt2confidence", "frame_shift", "scorer")
@@ -274,6 +275,22 @@ def test_a_scorer_that_padding_leaks_into_scores_equal_lengths_together(
             torch.from_numpy(speech)[None], torch.tensor([len(speech)])
         )
         assert np.abs(track[:, 0] - expected[0].numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_refined_scores(asr, corpus, tmp_path):
+    folder = tmp_path / "scores"
+    main(command(asr, corpus / "wav.scp", folder, "--smooth", "5"))
+    scorer = Scorer.from_files(*asr)
+    speech, _ = soundfile.read(corpus / "utt0.wav", dtype="float32")
+    one = torch.from_numpy(speech)[None], torch.tensor([len(speech)])
+    plain, frames = scorer.score(*one)
+    expected = smooth_confidence(plain, frames, 5)[0].numpy()
+    track = kaldiio.load_scp(str(folder / "confidence.scp"))["utt0"][:, 0]
+    assert np.abs(track - expected).max() <= 0.5 / 255 + 1e-5
+    with pytest.raises(ValueError, match="scores of another scorer or measure"):
+        main(command(asr, corpus / "wav.scp", folder, "--energy_gate", "30"))
+    with pytest.raises(ValueError, match="smooth: 0 is not a positive number"):
+        main(command(asr, corpus / "wav.scp", folder, "--smooth", "0"))
 
 
 def test_audio_at_another_rate_is_resampled(asr, corpus, undisturbed, tmp_path, caplog):

@@ -5,7 +5,6 @@ from conftest import RECIPE
 
 from espnet_atm.bin.export_ssl import export
 
-
 TUNING = RECIPE / "conf" / "tuning"
 ASR = TUNING / "train_asr_conformer_mini.yaml"
 L = "train_w2v_bert_conformer_l_atm.yaml"
