@@ -228,7 +228,7 @@ def score_all(args: argparse.Namespace) -> int:
     logging.info(f"{len(ids)} utterances, {len(writer.done)} of them scored already")
     skipped: Dict[str, str] = {}
     if len(writer.done) < len(ids):
-        skipped = _score(args, ids, writer)
+        skipped = score_corpus(args, load_scorer(args), ids, writer)
     writer.close()
     write_once(
         output_dir / "skipped", "\n".join(f"{x} {why}" for x, why in skipped.items())
@@ -239,24 +239,34 @@ def score_all(args: argparse.Namespace) -> int:
     return len(skipped)
 
 
-def _score(
-    args: argparse.Namespace, ids: List[str], writer: ScoreWriter
+def load_scorer(args: argparse.Namespace) -> "Scorer":
+    """The model that the command line names."""
+    # Imported late: a finished folder must not wait for ESPnet's imports.
+    from espnet_atm.scorer import Scorer
+
+    return Scorer.from_files(
+        args.asr_train_config,
+        args.asr_model_file,
+        "cuda" if args.ngpu else "cpu",
+        half=args.half and args.ngpu > 0,
+    )
+
+
+def score_corpus(
+    args: argparse.Namespace, scorer: "Scorer", ids: List[str], writer: ScoreWriter
 ) -> Dict[str, str]:
     """Score window by window; return the utterances that have no score, and why.
 
     Windows begin at the same utterances in each run, and a window is batched as a
     whole, even where a part of it is scored already: so the scores do not depend on
     where an earlier run ended, to the last bit.
-    """
-    # Imported late: a finished folder must not wait for ESPnet's imports.
-    from espnet_atm.scorer import Scorer
 
-    scorer = Scorer.from_files(
-        args.asr_train_config,
-        args.asr_model_file,
-        "cuda" if args.ngpu else "cpu",
-        half=args.half and args.ngpu > 0,
-    )
+    Args:
+        args: the command line.
+        scorer: the model.
+        ids: the utterances, in the order of their file.
+        writer: has those that are scored already, and gets the others.
+    """
     write_once(writer.dir / "frame_shift", str(scorer.grid.shift))
     write_once(writer.dir / "frame_offset", str(scorer.grid.offset))
     logging.info(

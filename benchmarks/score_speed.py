@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Speed and memory of scoring, side by side in one run.
+
+    . tools/activate_python.sh; OMP_NUM_THREADS=1 python benchmarks/score_speed.py
+
+An untrained conformer with CTC scores made-up audio (noise; what is in it does not
+matter for the time) in three ways:
+
+- bare: encoder and CTC head on batches that are ready, and nothing else;
+- score: ``espnet_atm.bin.score``, from wav.scp to confidence.ark;
+- espnet: ``espnet2.bin.asr_inference`` with beam_size 1 and ctc_weight 1.0, on a few of
+  the utterances.
+
+Loading the model is left out everywhere. Then ``espnet_atm.bin.score`` runs as a process
+of its own, with a small model, on three windows of utterances and on ten times as many,
+for its peak memory.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import yaml
+from espnet2.bin.asr_inference import Speech2Text
+from espnet2.tasks.asr import ASRTask
+
+from espnet_atm.audio import AudioDataset
+from espnet_atm.bin import score
+from espnet_atm.scorer import Scorer
+
+RATE = 16000
+MODEL = """
+frontend: default
+frontend_conf: {{n_fft: 512, win_length: 400, hop_length: 160, fs: 16000}}
+normalize: utterance_mvn
+encoder: conformer
+encoder_conf: {{input_layer: conv2d, output_size: {size}, attention_heads: {heads},
+  linear_units: {units}, num_blocks: {blocks}, rel_pos_type: latest, macaron_style: true,
+  cnn_module_kernel: 15}}
+decoder: null
+model_conf: {{ctc_weight: 1.0}}
+"""
+# 100 M parameters for a GPU, 30 M for a CPU core, 1 M like the scorer of the mini corpus.
+SIZES = {
+    "mini": dict(size=96, heads=4, units=384, blocks=4),
+    "small": dict(size=256, heads=4, units=2048, blocks=12),
+    "large": dict(size=512, heads=8, units=2560, blocks=12),
+}
+# Runs in a process of its own.
+PEAK = """
+import resource, sys
+from espnet_atm.bin.score import main
+main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def make_model(folder: Path, size: str) -> list[str]:
+    """Options of score for an untrained model."""
+    (folder / "train.yaml").write_text(MODEL.format(**SIZES[size]))
+    tokens = ["<blank>", "<unk>", *(f"x{i}" for i in range(1021)), "<sos/eos>"]
+    (folder / "tokens.txt").write_text("\n".join(tokens) + "\n")
+    args = ASRTask.get_parser().parse_args(
+        ["--config", str(folder / "train.yaml")]
+        + ["--token_list", str(folder / "tokens.txt"), "--token_type", "word"]
+    )
+    torch.manual_seed(0)
+    model = ASRTask.build_model(args)
+    torch.save(model.state_dict(), folder / "model.pth")
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    return [
+        *("--asr_train_config", str(folder / "config.yaml")),
+        *("--asr_model_file", str(folder / "model.pth")),
+    ]
+
+
+def make_corpus(folder: Path, minutes: float, seconds: tuple[float, float]) -> float:
+    """Write flac files and wav.scp; return the seconds of audio."""
+    rng = np.random.default_rng(0)
+    lines, total = [], 0.0
+    while total < 60 * minutes:
+        length = rng.uniform(*seconds)
+        file = folder / f"{len(lines):05d}.flac"
+        noise = 0.1 * rng.standard_normal(int(length * RATE))
+        soundfile.write(file, noise.clip(-1, 1), RATE)
+        lines.append(f"{file.stem} {file}\n")
+        total += length
+    (folder / "wav.scp").write_text("".join(lines))
+    return total
+
+
+def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
+    """Seconds for encoder and CTC head, on the batches that score makes."""
+    batches = []
+    for start in range(0, len(dataset), score.WINDOW):
+        window = range(start, min(start + score.WINDOW, len(dataset)))
+        speech = {dataset.ids[i]: torch.from_numpy(dataset[i]) for i in window}
+        lengths = {utt: len(x) for utt, x in speech.items()}
+        for batch in score.make_batches(lengths, batch_bins, alone=False):
+            padded = torch.nn.utils.rnn.pad_sequence(
+                [speech[utt] for utt in batch], batch_first=True
+            )
+            batches.append((padded, torch.tensor([lengths[utt] for utt in batch])))
+    scorer.log_probs(*batches[-1])
+    begin = time.perf_counter()
+    for batch in batches:
+        scorer.log_probs(*batch)
+    if scorer.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=12, help="of the corpus")
+    parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 16.0))
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--ngpu", type=int, default=0)
+    parser.add_argument("--num_workers", type=int, default=1)
+    parser.add_argument("--espnet_utterances", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    device = "cuda" if args.ngpu else "cpu"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = make_model(folder, args.size)
+        total = make_corpus(folder, args.minutes, args.seconds)
+        wav_scp = folder / "wav.scp"
+        scorer = Scorer.from_files(model[1], model[3], device, half=args.ngpu > 0)
+        dataset = AudioDataset(wav_scp, RATE)
+        batch_bins = (1000 if args.ngpu else 100) * RATE
+        options = score.get_parser().parse_args(
+            [*model, "--wav_scp", str(wav_scp), "--output_dir", "unused"]
+            + ["--ngpu", str(args.ngpu), "--num_workers", str(args.num_workers)]
+        )
+
+        times = {"bare": [], "score": []}
+        for round_ in range(args.rounds):
+            times["bare"].append(bare(scorer, dataset, batch_bins))
+            output = folder / f"scores{round_}"
+            output.mkdir()
+            writer = score.ScoreWriter(output)
+            begin = time.perf_counter()
+            score.score_corpus(options, scorer, dataset.ids, writer)
+            times["score"].append(time.perf_counter() - begin)
+            writer.close()
+
+        decode = Speech2Text(
+            asr_train_config=model[1],
+            asr_model_file=model[3],
+            device=device,
+            beam_size=1,
+            ctc_weight=1.0,
+            lm_weight=0.0,
+        )
+        some = [dataset[i] for i in range(args.espnet_utterances)]
+        begin = time.perf_counter()
+        for speech in some:
+            decode(speech)
+        espnet = (time.perf_counter() - begin) / (sum(map(len, some)) / RATE)
+
+        rates = {name: total / min(found) for name, found in times.items()}
+        rates["espnet"] = 1 / espnet
+        print(f"{total / 60:.1f} min of audio, {device}, size {args.size}, ", end="")
+        print(f"{torch.get_num_threads()} thread(s), best of {args.rounds}")
+        for name, rate in rates.items():
+            print(f"{name:8}{rate:10.1f} s of audio a second")
+        print(f"score / bare     {rates['score'] / rates['bare']:8.3f}")
+        print(f"score / espnet   {rates['score'] / rates['espnet']:8.1f}")
+        if args.ngpu:
+            print(f"audio hours a GPU hour: {rates['score']:.0f}")
+            return
+
+        peaks = {}
+        model = make_model(folder, "mini")
+        line = wav_scp.read_text().splitlines()[0]
+        for times_over in (1, 10):
+            more = folder / f"x{times_over}.scp"
+            count = 3 * score.WINDOW * times_over
+            more.write_text("".join(f"{n}-{line}\n" for n in range(count)))
+            command = [sys.executable, "-c", PEAK, *model, "--wav_scp", str(more)]
+            command += ["--output_dir", str(folder / f"x{times_over}")]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            peaks[times_over] = int(done.stdout.split()[-1]) / 1024
+        print(f"peak memory in MiB, corpus 1 x and 10 x: {json.dumps(peaks)}")
+        print(f"growth {100 * (peaks[10] / peaks[1] - 1):.1f} %")
+
+
+if __name__ == "__main__":
+    main()
