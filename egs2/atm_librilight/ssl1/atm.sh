@@ -380,6 +380,7 @@ score_set() {
     diff <(cut -d' ' -f1 "${scp}" | sort) <(cut -d' ' -f1 "${dir}/confidence.scp" | sort) \
         > "${dir}/missing" || die "${dset}: not every utterance has one score:" \
             "${dir}/missing lists them, ${dir}/skipped says why; take them out of data/${dset}"
+    python3 -m espnet_atm.bin.summary --confidence_dir "${dir}" --fs "${sampling_rate}"
 }
 score() {
     for dset in ${unlabelled_sets}; do

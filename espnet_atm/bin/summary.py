@@ -1,0 +1,95 @@
+"""Summarise the scores of a corpus: hours, mean, deciles, and what was skipped and why.
+
+Reads what ``espnet_atm.bin.score`` wrote, one track at a time, prints the summary and
+writes it to ``summary.json`` beside the scores.
+"""
+
+import argparse
+import collections
+import json
+from pathlib import Path
+from typing import Any, Dict
+
+import kaldiio
+import numpy as np
+from tqdm import tqdm
+
+from espnet_atm.audio import read_table
+from espnet_atm.bin.score import write_once
+from espnet_atm.confidence import check_track
+
+STEPS = 255  # of a stored confidence
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--confidence_dir", required=True, type=Path)
+    parser.add_argument(
+        "--fs", type=int, default=16000, help="sampling rate of the scorer in Hz"
+    )
+    return parser
+
+
+def summarize(folder: Path, fs: int) -> Dict[str, Any]:
+    """Count the scores in a folder.
+
+    Args:
+        folder: holds confidence.scp, frame_shift and, where anything was skipped,
+            ``skipped``.
+        fs: sampling rate in Hz.
+
+    Returns:
+        ``utterances``, ``frames``, ``hours``; ``mean`` and ``deciles`` (9) of frame
+        confidence and ``utterance_deciles`` of its mean over each utterance; ``skipped``,
+        how many utterances for each reason.
+
+    Raises:
+        ValueError: when nothing is scored, or a track cannot be a confidence.
+    """
+    tracks = read_table(folder / "confidence.scp", 2)
+    if not tracks:
+        raise ValueError(f"{folder}/confidence.scp is empty: nothing is scored")
+    shift = int((folder / "frame_shift").read_text())
+    counts = np.zeros(STEPS + 1, dtype=np.int64)
+    means = []
+    for utt, source in tqdm(tracks, unit="utt", mininterval=5):
+        track = check_track(kaldiio.load_mat(source), utt)
+        steps = np.rint(track * STEPS).astype(np.int64)
+        counts += np.bincount(steps, minlength=STEPS + 1)
+        means.append(steps.mean() / STEPS)
+    frames = int(counts.sum())
+    values = np.arange(STEPS + 1) / STEPS
+    shares = np.arange(1, 10) / 10
+    deciles = values[np.searchsorted(counts.cumsum(), shares * frames)]
+    reasons = collections.Counter()
+    file = folder / "skipped"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        # Numbers and names differ from one utterance to the next.
+        reason = line.split(maxsplit=1)[1:]
+        reasons[" ".join(reason).split(":")[0] if reason else "?"] += bool(line.strip())
+    return {
+        "utterances": len(tracks),
+        "frames": frames,
+        "hours": round(frames * shift / fs / 3600, 3),
+        "mean": round(float((counts * values).sum() / frames), 4),
+        "deciles": [round(float(x), 3) for x in deciles],
+        "utterance_deciles": [round(float(x), 3) for x in np.quantile(means, shares)],
+        "skipped": {reason: n for reason, n in reasons.items() if n},
+    }
+
+
+def main(cmd=None) -> None:
+    """Summarise, print and write."""
+    args = get_parser().parse_args(cmd)
+    summary = summarize(args.confidence_dir, args.fs)
+    write_once(args.confidence_dir / "summary.json", json.dumps(summary, indent=2))
+    print(f"{args.confidence_dir}:")
+    for name, value in summary.items():
+        print(f"  {name}: {value if value != {} else 'none'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+import json
+
+import kaldiio
+import numpy as np
+import pytest
+
+from espnet_atm.bin.summary import main
+
+
+@pytest.fixture
+def scores(tmp_path):
+    """Two utterances of known confidence: 30 frames of 0.2 and 10 of 1.0."""
+    kaldiio.save_ark(
+        str(tmp_path / "confidence.ark"),
+        {
+            "a": np.full((30, 1), 0.2, np.float32),
+            "b": np.full((10, 1), 1.0, np.float32),
+        },
+        scp=str(tmp_path / "confidence.scp"),
+        compression_method=7,
+    )
+    (tmp_path / "frame_shift").write_text("640\n")
+    (tmp_path / "skipped").write_text(
+        "c cannot be read: LibsndfileError: x\nd is empty\ne cannot be read: OSError: y\n"
+    )
+    return tmp_path
+
+
+def test_summary_by_hand(scores, capsys):
+    main(["--confidence_dir", str(scores)])
+    summary = json.loads((scores / "summary.json").read_text())
+    assert summary["utterances"] == 2 and summary["frames"] == 40
+    assert summary["hours"] == pytest.approx(40 * 0.04 / 3600, abs=1e-3)
+    assert summary["mean"] == pytest.approx((30 * 0.2 + 10) / 40, abs=1e-3)
+    assert summary["deciles"] == [0.2] * 7 + [1.0] * 2
+    assert summary["utterance_deciles"][0] == pytest.approx(0.28, abs=1e-3)
+    assert summary["skipped"] == {"cannot be read": 2, "is empty": 1}
+    assert "deciles: [0.2, 0.2" in capsys.readouterr().out
+
+
+def test_nothing_skipped(scores, capsys):
+    (scores / "skipped").write_text("\n")
+    main(["--confidence_dir", str(scores)])
+    assert "skipped: none" in capsys.readouterr().out
+
+
+def test_nothing_scored_is_refused(scores):
+    (scores / "confidence.scp").write_text("")
+    with pytest.raises(ValueError, match="confidence.scp is empty: nothing is scored"):
+        main(["--confidence_dir", str(scores)])
