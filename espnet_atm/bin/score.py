@@ -23,7 +23,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Dict, List
+from typing import TYPE_CHECKING, BinaryIO, Dict, List, Union
 
 import kaldiio
 import numpy as np
@@ -295,6 +295,7 @@ def score_corpus(
             dataset,
             batch_size=None,
             sampler=order,
+            collate_fn=_untouched,
             num_workers=args.num_workers,
             # The next window is read while this one is scored.
             prefetch_factor=-(-WINDOW // args.num_workers)
@@ -325,6 +326,11 @@ def score_corpus(
     return skipped
 
 
+def _untouched(x: Union[np.ndarray, str]) -> Union[np.ndarray, str]:
+    """Keep arrays: tensors would come through shared memory, which containers lack."""
+    return x
+
+
 def make_batches(
     lengths: Dict[str, int], batch_bins: int, alone: bool
 ) -> List[List[str]]:
@@ -349,7 +355,7 @@ def make_batches(
 
 def score_window(
     scorer: "Scorer",
-    speech: Dict[str, torch.Tensor],
+    speech: Dict[str, np.ndarray],
     batch_bins: int,
     alone: bool,
     measure: Dict,
@@ -373,7 +379,7 @@ def score_window(
     while batches:
         batch = batches.pop(0)
         padded = torch.nn.utils.rnn.pad_sequence(
-            [torch.as_tensor(speech[utt]) for utt in batch], batch_first=True
+            [torch.from_numpy(speech[utt]) for utt in batch], batch_first=True
         )
         samples = torch.tensor([lengths[utt] for utt in batch])
         try:
