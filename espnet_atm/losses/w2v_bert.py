@@ -1,6 +1,6 @@
 """Contrastive loss at an inner layer, code prediction at the last (w2v-BERT)."""
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ class W2vBertLoss(Wav2Vec2Loss):
         context_layers: layers of Omega; 2 in the paper's L, 8 in XL.
         num_codes: codes of the one codebook.
         contrastive_weight, prediction_weight: of the two losses.
-        code_dim, final_dim, num_negatives, temperature, diversity_weight,
-            gumbel_temperature: see :class:`espnet_atm.losses.wav2vec2.Wav2Vec2Loss`.
+        contrastive: options of :class:`espnet_atm.losses.wav2vec2.Wav2Vec2Loss`, but
+            its ``num_groups``, which is 1.
     """
 
     name = "w2v_bert"
@@ -33,25 +33,12 @@ class W2vBertLoss(Wav2Vec2Loss):
         encoder_output_size: int,
         context_layers: int,
         num_codes: int = 1024,
-        code_dim: int = 256,
-        final_dim: int = 256,
-        num_negatives: int = 100,
-        temperature: float = 0.1,
-        diversity_weight: float = 0.1,
-        gumbel_temperature: Sequence[float] = (2.0, 0.5, 0.999995),
         contrastive_weight: float = 1.0,
         prediction_weight: float = 1.0,
+        **contrastive,
     ):
         super().__init__(
-            encoder_output_size,
-            num_groups=1,
-            num_codes=num_codes,
-            code_dim=code_dim,
-            final_dim=final_dim,
-            num_negatives=num_negatives,
-            temperature=temperature,
-            diversity_weight=diversity_weight,
-            gumbel_temperature=gumbel_temperature,
+            encoder_output_size, num_groups=1, num_codes=num_codes, **contrastive
         )
         self.layer = context_layers - 1
         self.contrastive_weight = contrastive_weight
