@@ -3,8 +3,8 @@
 
     . tools/activate_python.sh; OMP_NUM_THREADS=1 python benchmarks/score_speed.py
 
-An untrained conformer with CTC scores made-up audio (noise; what is in it does not
-matter for the time) in three ways:
+A model and a corpus of yours (--asr_train_config, --asr_model_file, --wav_scp), or an
+untrained conformer with CTC and noise, in three ways:
 
 - bare: encoder and CTC head on batches that are ready, and nothing else;
 - score: ``espnet_atm.bin.score``, from wav.scp to confidence.ark;
@@ -81,19 +81,18 @@ def make_model(folder: Path, size: str) -> list[str]:
     ]
 
 
-def make_corpus(folder: Path, minutes: float, seconds: tuple[float, float]) -> float:
-    """Write flac files and wav.scp; return the seconds of audio."""
+def make_corpus(wav_scp: Path, minutes: float, seconds: tuple[float, float]) -> None:
+    """Write flac files and a wav.scp."""
     rng = np.random.default_rng(0)
     lines, total = [], 0.0
     while total < 60 * minutes:
         length = rng.uniform(*seconds)
-        file = folder / f"{len(lines):05d}.flac"
+        file = wav_scp.parent / f"{len(lines):05d}.flac"
         noise = 0.1 * rng.standard_normal(int(length * RATE))
         soundfile.write(file, noise.clip(-1, 1), RATE)
         lines.append(f"{file.stem} {file}\n")
         total += length
-    (folder / "wav.scp").write_text("".join(lines))
-    return total
+    wav_scp.write_text("".join(lines))
 
 
 def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
@@ -120,7 +119,10 @@ def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=12, help="of the corpus")
+    parser.add_argument("--asr_train_config")
+    parser.add_argument("--asr_model_file")
+    parser.add_argument("--wav_scp", type=Path)
+    parser.add_argument("--minutes", type=float, default=12, help="of noise")
     parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 16.0))
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--ngpu", type=int, default=0)
@@ -131,11 +133,18 @@ def main() -> None:
     device = "cuda" if args.ngpu else "cpu"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = make_model(folder, args.size)
-        total = make_corpus(folder, args.minutes, args.seconds)
-        wav_scp = folder / "wav.scp"
+        if args.asr_model_file:
+            model = ["--asr_train_config", args.asr_train_config]
+            model += ["--asr_model_file", args.asr_model_file]
+        else:
+            model = make_model(folder, args.size)
+        wav_scp = args.wav_scp
+        if wav_scp is None:
+            wav_scp = folder / "wav.scp"
+            make_corpus(wav_scp, args.minutes, args.seconds)
         scorer = Scorer.from_files(model[1], model[3], device, half=args.ngpu > 0)
         dataset = AudioDataset(wav_scp, RATE)
+        total = sum(len(speech) for speech in dataset) / RATE
         batch_bins = (1000 if args.ngpu else 100) * RATE
         options = score.get_parser().parse_args(
             [*model, "--wav_scp", str(wav_scp), "--output_dir", "unused"]
@@ -147,11 +156,10 @@ def main() -> None:
             times["bare"].append(bare(scorer, dataset, batch_bins))
             output = folder / f"scores{round_}"
             output.mkdir()
-            writer = score.ScoreWriter(output)
-            begin = time.perf_counter()
-            score.score_corpus(options, scorer, dataset.ids, writer)
-            times["score"].append(time.perf_counter() - begin)
-            writer.close()
+            with score.ScoreWriter(output) as writer:
+                begin = time.perf_counter()
+                score.score_corpus(options, scorer, dataset.ids, writer)
+                times["score"].append(time.perf_counter() - begin)
 
         decode = Speech2Text(
             asr_train_config=model[1],
@@ -169,7 +177,8 @@ def main() -> None:
 
         rates = {name: total / min(found) for name, found in times.items()}
         rates["espnet"] = 1 / espnet
-        print(f"{total / 60:.1f} min of audio, {device}, size {args.size}, ", end="")
+        name = args.asr_model_file or f"size {args.size}"
+        print(f"{total / 60:.1f} min of audio, {device}, {name}, ", end="")
         print(f"{torch.get_num_threads()} thread(s), best of {args.rounds}")
         for name, rate in rates.items():
             print(f"{name:8}{rate:10.1f} s of audio a second")

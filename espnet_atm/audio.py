@@ -59,7 +59,8 @@ def read_audio(
         Samples (N,) or (N, channels), float32, in [-1, 1], and the sampling rate in Hz.
 
     Raises:
-        AudioError: when a file holds less than its header says, or a command fails.
+        AudioError: when a file is missing or holds less than its header says, or a
+            command fails.
         Exception: whatever the reader of a broken file raises.
     """
     if source.endswith("|"):
@@ -81,6 +82,9 @@ def read_audio(
 def _read_file(
     file: Union[str, io.BytesIO], start: float, end: float
 ) -> Tuple[np.ndarray, int]:
+    if isinstance(file, str) and not Path(file).is_file():
+        hint = "; an id ends at its first space" if " " in file else ""
+        raise AudioError(f"no such file: {file}{hint}")
     with soundfile.SoundFile(file) as f:
         first = round(start * f.samplerate)
         last = f.frames if end == math.inf else round(end * f.samplerate)

@@ -16,6 +16,7 @@ Run it again after any end, and it goes on where it was.
 """
 
 import argparse
+import errno
 import fcntl
 import hashlib
 import json
@@ -100,20 +101,18 @@ def measure_options(args: argparse.Namespace) -> Dict:
     }
 
 
-def describe_scorer(args: argparse.Namespace) -> str:
-    """What the scores depend on, as one line of JSON."""
+def describe_scorer(args: argparse.Namespace) -> Dict:
+    """Checksums of the model, and the measure: what the scores depend on."""
 
     def digest(file: str) -> str:
         with open(file, "rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
 
-    return json.dumps(
-        {
-            "model": digest(args.asr_model_file),
-            "config": digest(args.asr_train_config),
-            **measure_options(args),
-        }
-    )
+    return {
+        "model": digest(args.asr_model_file),
+        "config": digest(args.asr_train_config),
+        **measure_options(args),
+    }
 
 
 def write_once(file: Path, text: str) -> None:
@@ -182,54 +181,60 @@ class ScoreWriter:
         self.means.write(f"{utt} {mean:.6f}\n".encode())
         self.means.flush()
 
-    def close(self) -> None:
-        """Close the files."""
-        for f in (self.ark, self.scp, self.means, self.lock):
-            f.close()
+    def __enter__(self) -> "ScoreWriter":
+        return self
+
+    def __exit__(self, *error) -> None:
+        with self.lock:  # let go last, and also when the disk is full
+            for f in (self.ark, self.scp, self.means):
+                f.close()
 
 
 def _size(lines: List[str]) -> int:
     return sum(len(line.encode()) for line in lines)
 
 
-def prepare(args: argparse.Namespace, output_dir: Path) -> List[str]:
-    """Check input and folder; return the ids to score."""
-    utterances, columns = args.wav_scp, 2
-    if args.segments is not None:
-        utterances, columns = args.segments, 4
-    ids = [row[0] for row in read_table(Path(utterances), columns)]
-    output_dir.mkdir(parents=True, exist_ok=True)
-    scorer = describe_scorer(args)
+def claim(output_dir: Path, scorer: Dict) -> None:
+    """Tie a folder to what makes its scores; refuse one of another scorer.
+
+    Args:
+        output_dir: where the scores are.
+        scorer: what is known of their maker; goes into the file ``scorer``.
+    """
     file = output_dir / "scorer"
-    if not file.exists():
-        write_once(file, scorer)
-    elif file.read_text().strip() != scorer:
+    there = json.loads(file.read_text()) if file.exists() else {}
+    if any(there[key] != scorer[key] for key in there.keys() & scorer.keys()):
         raise ValueError(
             f"{output_dir} holds scores of another scorer or measure\n"
-            f"  there: {file.read_text().strip()}\n  now:   {scorer}\n"
+            f"  there: {json.dumps(there)}\n  now:   {json.dumps(scorer)}\n"
             "give another --output_dir, or remove that one"
         )
-    return ids
+    if not scorer.keys() <= there.keys():
+        write_once(file, json.dumps({**there, **scorer}))
 
 
 def score_all(args: argparse.Namespace) -> int:
     """Score what is not scored yet; return how many utterances have no score."""
     output_dir = Path(args.output_dir)
     check_refinement(args.smooth, args.energy_gate)
-    ids = prepare(args, output_dir)
-    writer = ScoreWriter(output_dir)
-    known = set(ids)
-    strangers = [utt for utt in writer.done if utt not in known]
-    if strangers:
-        raise ValueError(
-            f"{output_dir} holds scores of utterances that are not in {args.wav_scp}: "
-            f"{strangers[0]} and {len(strangers) - 1} more; remove that folder"
-        )
-    logging.info(f"{len(ids)} utterances, {len(writer.done)} of them scored already")
+    utterances, columns = args.wav_scp, 2
+    if args.segments is not None:
+        utterances, columns = args.segments, 4
+    ids = [row[0] for row in read_table(Path(utterances), columns)]
+    output_dir.mkdir(parents=True, exist_ok=True)
     skipped: Dict[str, str] = {}
-    if len(writer.done) < len(ids):
-        skipped = score_corpus(args, load_scorer(args), ids, writer)
-    writer.close()
+    with ScoreWriter(output_dir) as writer:
+        claim(output_dir, describe_scorer(args))
+        strangers = sorted(writer.done.difference(ids))
+        if strangers:
+            raise ValueError(
+                f"{output_dir} holds scores of utterances that are not in {utterances}: "
+                f"{strangers[0]} and {len(strangers) - 1} more; remove that folder"
+            )
+        done = len(writer.done)
+        logging.info(f"{len(ids)} utterances, {done} of them scored already")
+        if done < len(ids):
+            skipped = score_corpus(args, load_scorer(args), ids, writer)
     write_once(
         output_dir / "skipped", "\n".join(f"{x} {why}" for x, why in skipped.items())
     )
@@ -267,8 +272,10 @@ def score_corpus(
         ids: the utterances, in the order of their file.
         writer: has those that are scored already, and gets the others.
     """
-    write_once(writer.dir / "frame_shift", str(scorer.grid.shift))
-    write_once(writer.dir / "frame_offset", str(scorer.grid.offset))
+    grid = {"frame_shift": scorer.grid.shift, "frame_offset": scorer.grid.offset}
+    claim(writer.dir, grid)
+    for name, samples in grid.items():
+        write_once(writer.dir / name, str(samples))
     logging.info(
         f"scorer frames: every {scorer.grid.shift} samples at {scorer.sampling_rate} Hz"
     )
@@ -297,6 +304,9 @@ def score_corpus(
             sampler=order,
             collate_fn=_untouched,
             num_workers=args.num_workers,
+            # A reader that outlives a killed run must not hold its lock.
+            worker_init_fn=lambda _: writer.lock.close(),
+            multiprocessing_context="fork" if args.num_workers else None,
             # The next window is read while this one is scored.
             prefetch_factor=-(-WINDOW // args.num_workers)
             if args.num_workers
@@ -402,7 +412,15 @@ def main(cmd=None) -> None:
         level=logging.INFO,
         format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
     )
-    skipped = score_all(args)
+    try:
+        skipped = score_all(args)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        sys.exit(
+            f"{args.output_dir}: scores cannot be written: {e.strerror}. Make room and "
+            "run this again: it goes on where it was"
+        )
     if skipped > args.max_skipped:
         sys.exit(
             f"{skipped} utterances have no score (see {args.output_dir}/skipped), more "

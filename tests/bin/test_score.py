@@ -1,19 +1,25 @@
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
 import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
 
 import kaldiio
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CNN, CONFORMER, ROOT
+from conftest import CNN, CONFORMER
 from espnet2.train.dataset import ESPnetDataset
 from scipy.signal import resample_poly
 
 from espnet_atm.audio import read_table
-from espnet_atm.bin import score
+from espnet_atm.bin import score, summary
 from espnet_atm.bin.score import main, make_batches
 from espnet_atm.confidence import smooth_confidence
 from espnet_atm.scorer import Scorer
@@ -111,24 +117,134 @@ def test_files_cut_off_anywhere_are_completed(asr, corpus, undisturbed, name, lo
     assert contents(undisturbed) == before
 
 
-def test_killed_and_started_again(asr, corpus, undisturbed, tmp_path):
-    folder = tmp_path / "killed"
-    wav_scp = tmp_path / "wav.scp"
-    wav_scp.write_bytes((corpus / "wav.scp").read_bytes())
-    start = [sys.executable, "-m", "espnet_atm.bin.score"]
-    process = subprocess.Popen(
-        start + command(asr, wav_scp, folder), cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    # The moment that the first score is there.
-    while process.poll() is None:
-        scp = folder / "confidence.scp"
-        if scp.exists() and scp.stat().st_size:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.001)
-    process.wait()
-    main(command(asr, wav_scp, folder))
-    assert contents(folder) == contents(undisturbed)
+@pytest.fixture(scope="module")
+def processes():
+    """Makes processes that need not import anything any more."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["espnet_atm.bin.score", "espnet_atm.scorer"])
+    first = context.Process(target=time.time)  # waits for the imports
+    first.start()
+    first.join()
+    return context
+
+
+def score_in_windows_of_four(cmd):
+    """What the processes run."""
+    score.WINDOW = 4
+    torch.set_num_threads(1)
+    main(cmd)
+
+
+@pytest.fixture(scope="module")
+def many(corpus, tmp_path_factory) -> Path:
+    """A wav.scp of a hundred utterances, scored in 25 windows."""
+    file = tmp_path_factory.mktemp("many") / "wav.scp"
+    audio = [line.split()[1] for line in (corpus / "wav.scp").read_text().splitlines()]
+    file.write_text("".join(f"u{n:03d} {audio[n % 10]}\n" for n in range(100)))
+    return file
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_killed_at_twenty_random_moments(asr, many, processes, tmp_path, jobs):
+    """Nothing is lost, nothing is there twice, and the bytes are the same."""
+    lines = many.read_text().splitlines(keepends=True)
+    parts = [tmp_path / f"{job}.scp" for job in range(jobs)]
+    for job, part in enumerate(parts):
+        part.write_text("".join(lines[job::jobs]))
+
+    def start(folder) -> list:
+        found = []
+        for job, part in enumerate(parts):
+            (folder / str(job)).mkdir(parents=True, exist_ok=True)
+            cmd = command(asr, part, folder / str(job))
+            found.append(processes.Process(target=score_in_windows_of_four, args=[cmd]))
+            found[-1].start()
+        return found
+
+    whole = tmp_path / "whole"
+    begin = time.monotonic()
+    for process in start(whole):
+        process.join()
+        assert process.exitcode == 0
+    lasts = time.monotonic() - begin
+    expected = [contents(whole / str(job)) for job in range(jobs)]
+
+    moments = random.Random(0)
+    kills, halfway, attempt = 0, 0, 0
+    while kills < 20:
+        attempt += 1
+        folder = tmp_path / str(attempt)
+        alive = [None]
+        while alive:
+            running = start(folder)
+            time.sleep(moments.uniform(0, lasts))
+            alive = [process for process in running if process.is_alive()]
+            for process in alive:
+                process.kill()
+            for process in running:
+                process.join()
+                assert process.exitcode in (0, -signal.SIGKILL)
+            kills += bool(alive)
+            scored = sum(
+                x.read_text().count("\n") for x in folder.glob("*/utt2confidence")
+            )
+            halfway += 0 < scored < 100
+        assert [contents(folder / str(job)) for job in range(jobs)] == expected
+    assert halfway
+
+
+def test_two_at_once_do_not_mix(asr, many, processes, tmp_path):
+    """A scheduler may start the same job twice."""
+    runs = {
+        name: [
+            processes.Process(
+                target=score_in_windows_of_four, args=[command(asr, many, folder)]
+            )
+            for _ in range(count)
+        ]
+        for name, count in (("once", 1), ("twice", 2))
+        for folder in [tmp_path / name]
+    }
+    for process in sum(runs.values(), []):
+        process.start()
+    for process in sum(runs.values(), []):
+        process.join()
+        assert process.exitcode == 0
+    assert contents(tmp_path / "twice") == contents(tmp_path / "once")
+
+
+def score_on_a_full_disk(cmd, told):
+    """Writing fails within a line, as it does when a disk is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        score_in_windows_of_four(cmd)
+    except SystemExit as e:
+        told.write_text(str(e))
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_counts(
+    asr, many, processes, tmp_path
+):
+    whole, full, told = (tmp_path / name for name in ("whole", "full", "told"))
+
+    def run(target, folder, *more):
+        args = [command(asr, many, folder), *more]
+        process = processes.Process(target=target, args=args)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+
+    run(score_in_windows_of_four, whole)
+    for _ in range(2):
+        run(score_on_a_full_disk, full, told)
+        message = f"{full}: scores cannot be written: File too large. Make room"
+        assert told.read_text().startswith(message)
+        told.unlink()
+        scp = (full / "confidence.scp").read_text()
+        assert len(scp) == 1000 and not scp.endswith("\n")
+    run(score_in_windows_of_four, full)
+    assert contents(full) == contents(whole)
 
 
 def test_scores_of_another_scorer_or_measure_are_not_mixed_in(
@@ -149,31 +265,88 @@ def test_scores_of_other_utterances_are_refused(asr, corpus, undisturbed, tmp_pa
         main(command(asr, fewer, undisturbed))
 
 
-def test_what_cannot_be_scored_is_skipped_by_name(asr, corpus, tmp_path, capfd):
+def test_what_cannot_be_scored_is_skipped_by_name(asr, corpus, tmp_path, capsys):
     soundfile.write(tmp_path / "short.wav", np.zeros(160), 16000)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
     soundfile.write(tmp_path / "stereo.wav", np.zeros((16000, 2)), 16000)
     soundfile.write(
         tmp_path / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT"
     )
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000)
+    soundfile.write(tmp_path / "cut.flac", noise, 16000)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:20000])
+    (tmp_path / "text.wav").write_text("this is no audio")
+    expected = {
+        "short": "160 samples are too short for one frame",
+        "empty": "is empty",
+        "stereo": "has 2 channels",
+        "nan": "has samples that are not finite",
+        "cut": "is cut off|cannot be read",
+        "text": "cannot be read",
+        "missing": "no such file: .*/missing.wav$",
+        "two": "no such file: words .*; an id ends at its first space",
+    }
+    files = {"cut": "cut.flac", "two": "short.wav"}
+    lines = (corpus / "wav.scp").read_text().splitlines()[:1]
+    for utt in expected:
+        name = "two words" if utt == "two" else utt
+        lines.append(f"{name} {tmp_path}/{files.get(utt, utt + '.wav')}")
     wav_scp = tmp_path / "wav.scp"
-    names = ("short", "empty", "stereo", "nan", "missing")
-    first = (corpus / "wav.scp").read_text().splitlines()[0]
-    wav_scp.write_text(
-        first + "".join(f"\n{x} {tmp_path}/{x}.wav" for x in names) + "\n"
-    )
+    wav_scp.write_text("\n".join(lines) + "\n")
     folder = tmp_path / "scores"
-    with pytest.raises(SystemExit, match="5 utterances have no score"):
+    with pytest.raises(SystemExit, match="8 utterances have no score"):
         main(command(asr, wav_scp, folder))
     skipped = dict(
         line.split(maxsplit=1) for line in (folder / "skipped").read_text().splitlines()
     )
-    assert set(skipped) == set(names)
-    assert "160 samples are too short" in skipped["short"]
-    assert "2 channels" in skipped["stereo"]
-    assert "not finite" in skipped["nan"]
+    assert set(skipped) == set(expected)
+    for utt, why in expected.items():
+        assert re.search(why, skipped[utt]), utt
     assert len((folder / "confidence.scp").read_text().splitlines()) == 1
-    main(command(asr, wav_scp, folder, "--max_skipped", "5"))
+    with pytest.raises(SystemExit, match="more than --max_skipped 7"):
+        main(command(asr, wav_scp, folder, "--max_skipped", "7"))
+    main(command(asr, wav_scp, folder, "--max_skipped", "8"))
+    summary.main(["--confidence_dir", str(folder)])
+    assert sum(json.loads((folder / "summary.json").read_text())["skipped"].values()) == 8
+
+
+def test_ids_with_slashes(asr, corpus, undisturbed, tmp_path):
+    text = (corpus / "wav.scp").read_text()
+    (tmp_path / "wav.scp").write_text(re.sub("^(?=u)", "spk/a.b/", text, flags=re.M))
+    folder = tmp_path / "scores"
+    main(command(asr, tmp_path / "wav.scp", folder))
+    expected = kaldiio.load_scp(str(undisturbed / "confidence.scp"))
+    found = kaldiio.load_scp(str(folder / "confidence.scp"))
+    assert list(found) == [f"spk/a.b/{utt}" for utt in expected]
+    for utt, track in expected.items():
+        np.testing.assert_array_equal(found[f"spk/a.b/{utt}"], track)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("utt0 {0}\nutt0 {0}\n", "wav.scp:2: utt0 is in line 1 already"),
+        ("utt0 {0}\nutt1\n", "wav.scp:2: no path in 'utt1'"),
+    ],
+)
+def test_bad_lists_are_refused_before_anything_is_scored(
+    asr, corpus, tmp_path, text, message
+):
+    (tmp_path / "wav.scp").write_text(text.format(corpus / "utt0.wav"))
+    with pytest.raises(ValueError, match=message):
+        main(command(asr, tmp_path / "wav.scp", tmp_path / "scores"))
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_model_without_ctc_is_refused(make_asr, corpus, tmp_path):
+    asr = make_asr(
+        decoder="transformer",
+        decoder_conf={"linear_units": 16, "num_blocks": 1},
+        model_conf={"ctc_weight": 0.0},
+    )
+    with pytest.raises(ValueError, match="the scorer has no CTC head"):
+        main(command(asr, corpus / "wav.scp", tmp_path / "scores"))
+    assert not (tmp_path / "scores" / "confidence.scp").read_text()
 
 
 def test_an_utterance_that_the_scorer_fails_on_does_not_take_others_along(

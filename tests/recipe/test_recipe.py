@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -38,11 +40,12 @@ def recipe(tmp_path_factory) -> Path:
     return folder
 
 
-def start(recipe: Path, *options: str) -> subprocess.Popen:
+def start(recipe: Path, *options: str, backend: str = "local") -> subprocess.Popen:
     """Run the recipe in a process group of its own, its output in ``log``."""
     return subprocess.Popen(
         ["./run.sh", *OPTIONS, *options],
         cwd=recipe,
+        env={**os.environ, "cmd_backend": backend},
         stdout=(recipe / "log").open("w"),
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
@@ -50,8 +53,8 @@ def start(recipe: Path, *options: str) -> subprocess.Popen:
     )
 
 
-def finish(recipe: Path, *options: str) -> str:
-    process = start(recipe, *options)
+def finish(recipe: Path, *options: str, backend: str = "local") -> str:
+    process = start(recipe, *options, backend=backend)
     try:
         process.wait(TIMEOUT)
     finally:
@@ -150,6 +153,109 @@ def test_an_objective_without_pseudo_labels(recipe):
     (exported,) = recipe.glob(f"exp/mini/ssl_{run}_raw/export/*.pth")
     config = (recipe / f"exp/mini/asr_{run}/config.yaml").read_text()
     assert f"{exported.name}:encoder:encoder" in config
+
+
+def test_sure_utterances_only(recipe):
+    finish(recipe, "--stop-stage", "6")
+    (scores,) = recipe.glob("exp/mini/confidence_*/mini_unlabelled")
+    means = [line.split() for line in (scores / "utt2confidence").open()]
+    least = sorted(x for _, x in means)[len(means) // 2]
+    log = finish(recipe, "--stop-stage", "9", "--min_confidence", least)
+    sure = {utt for utt, x in means if x >= least}
+    assert f"{len(sure)} of {len(means)} utterances kept" in log
+    shape = recipe / "exp/mini/ssl_stats_raw/train/speech_shape"
+    assert {line.split()[0] for line in shape.read_text().splitlines()} == sure
+
+
+@pytest.fixture
+def slurm(tmp_path_factory):
+    """A Slurm of one node; its folder."""
+    daemons = ("munged", "slurmctld", "slurmd", "sbatch")
+    missing = [name for name in daemons if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"Slurm is not installed: no {', '.join(missing)}")
+    if not socket.gethostbyname(socket.gethostname()).startswith("127."):
+        pytest.skip("Slurm would not stay on loopback: this host's name is not 127.*")
+    # Not in pytest's folder, whose name is too long for a socket's.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        script = Path(__file__).with_name("slurm_cluster.sh")
+        os.environ["SLURM_CONF"] = f"{folder}/slurm.conf"
+        subprocess.run([script, "start", folder], check=True)
+        yield Path(folder)
+        subprocess.run([script, "stop", folder], check=True)
+        del os.environ["SLURM_CONF"]
+
+
+def scoring_pids(job: str) -> list[int]:
+    """The processes of a scoring job, e.g. ``2.1``: the first of two."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        if b"espnet_atm.bin.score" in words:
+            if words[words.index(b"--output_dir") + 1].endswith(f"/{job}".encode()):
+                found.append(int(file.parent.name))
+    return found
+
+
+def wait_until(true, process: subprocess.Popen, recipe: Path) -> None:
+    end = time.time() + TIMEOUT
+    while not true():
+        assert process.poll() is None, (recipe / "log").read_text()[-5000:]
+        assert time.time() < end
+        time.sleep(0.05)
+
+
+def test_on_slurm(recipe, slurm):
+    """Scoring with a task killed and the node down and up; then the stages after it."""
+
+    def scores(folder: Path) -> dict:
+        names = ("confidence.ark", "confidence.scp", "utt2confidence", "scorer")
+        found = {
+            x.relative_to(folder): x.read_bytes()
+            for name in names
+            for x in folder.rglob(name)
+            if "_min" not in str(x)  # of test_sure_utterances_only
+        }
+        assert len(found) == 22  # two sets, two jobs each; the merged files
+        return found
+
+    finish(recipe, "--stop-stage", "6")
+    (folder,) = recipe.glob("exp/mini/confidence_*")
+    expected = scores(folder)
+    shutil.rmtree(folder)
+    score_only = ("--stage", "6", "--stop-stage", "6")
+
+    process = start(recipe, *score_only, backend="slurm")
+    wait_until(lambda: scoring_pids("2.1"), process, recipe)
+    os.kill(scoring_pids("2.1")[0], signal.SIGKILL)
+    assert process.wait(TIMEOUT) != 0
+    assert not (folder / ".steps/score.done").exists()
+
+    process = start(recipe, *score_only, backend="slurm")
+    wait_until(lambda: scoring_pids("2.1"), process, recipe)
+    scontrol = ["scontrol", "update", "NodeName=localhost"]
+    subprocess.run([*scontrol, "State=DOWN", "Reason=test"], check=True)
+    wait_until(lambda: not scoring_pids("2.1"), process, recipe)
+    subprocess.run([*scontrol, "State=RESUME"], check=True)
+    assert process.wait(TIMEOUT) == 0, (recipe / "log").read_text()[-5000:]
+    assert scores(folder) == expected
+    assert "JobState=NODE_FAIL" in (slurm / "jobs.txt").read_text()
+
+    # Statistics, pre-training, fine-tuning and decoding, anew.
+    for name in ("ssl_stats_raw", f"ssl_{RUN}_raw", f"asr_{RUN}"):
+        shutil.rmtree(recipe / "exp/mini" / name, ignore_errors=True)
+    log = finish(recipe, "--stage", "9", backend="slurm")
+    assert len(re.findall(rf"^\| mini \| {re.escape(RUN)} \|", log, re.M)) == 3
+    done = re.findall(
+        r"^JobId=.* Name=(\S+) JobState=COMPLETED", (slurm / "jobs.txt").read_text(), re.M
+    )
+    # ESPnet's names of the jobs of stages 6, 9, 10 and 11, and 12.
+    for name in ("score", "stats", "train", "asr_inference"):
+        assert any(name in job for job in done), (name, done)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ nbpe=1024             # Number of word pieces.
 scorer_config=        # config.yaml of an ESPnet ASR model with CTC; trained here if empty.
 scorer_model=         # Its .pth.
 score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy".
+min_confidence=       # Pre-train on utterances with at least this mean confidence.
 
 # Pre-training
 objective=            # hubert, wav2vec2, w2v_bert or best_rq (default: hubert).
@@ -104,6 +105,8 @@ Options:
     --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
     --scorer_model     # Its .pth.
     --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
+    --min_confidence   # Pre-train only on utterances with at least this mean confidence,
+                       # in [0, 1] (default: on all).
     --asr_config       # ASR config (default="${asr_config}"); fine-tuning takes the
                        # front end and the encoder from pre-training.
     --ssl_max_epoch, --asr_max_epoch  # Instead of the configs' max_epoch.
@@ -158,7 +161,7 @@ mkdir -p "${expdir}"
 ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
     --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
-    --output_dir "${expdir}/conf")
+    --min_confidence "${min_confidence}" --output_dir "${expdir}/conf")
 nclusters=$(sed -n 's/^ \{1,\}num_classes: //p' "${ssl_config}")
 needs_labels=false
 [ -z "${nclusters}" ] || needs_labels=true
@@ -405,6 +408,27 @@ if runs 7; then
     log "Stage 7: Confidence report"
     run_once "${confidence_dir}" report "${score_key}" report
     log "Open ${PWD}/${confidence_dir}/report/report.html"
+fi
+
+if [ -n "${min_confidence}" ]; then
+    all_set=${train_set}
+    train_set=${all_set}_min${min_confidence}_${score_key:0:8}
+    pool_key=$(make_key "${pool_key}" "${score_key}" "${min_confidence}")
+fi
+select_utterances() {
+    local means=${confidence_dir}/${all_set}/utt2confidence
+    local/subset_by_confidence.sh --min_confidence "${min_confidence}" "${means}" \
+        "${data_feats}/${all_set}" "${data_feats}/${train_set}"
+    mkdir -p "${confidence_dir}/${train_set}"
+    cp "${confidence_dir}/${all_set}"/{frame_shift,frame_offset,scorer} \
+        "${confidence_dir}/${train_set}"
+    utils/filter_scp.pl "${data_feats}/${train_set}/utt2spk" \
+        "${confidence_dir}/${all_set}/confidence.scp" \
+        > "${confidence_dir}/${train_set}/confidence.scp"
+}
+if runs 7 && [ -n "${min_confidence}" ]; then
+    log "Stage 7: Utterances with a mean confidence of ${min_confidence} or more"
+    run_once "${confidence_dir}" "select_${min_confidence}" "${pool_key}" select_utterances
 fi
 
 # ========================== Pre-training ==========================

@@ -24,6 +24,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--strategy", default="")
     parser.add_argument("--loss_scale", default="")
     parser.add_argument("--num_classes", default="", help="of the HuBERT loss")
+    parser.add_argument(
+        "--min_confidence", default="", help="of the utterances; for the name only"
+    )
     return parser
 
 
@@ -58,6 +61,10 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
     name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}x{conf.span}"
     if conf.loss_scale != "none":
         name += f"_scale_{conf.loss_scale}"
+    if args.min_confidence:
+        if not 0 <= float(args.min_confidence) <= 1:
+            raise ValueError(f"min_confidence: {args.min_confidence} is not in [0, 1]")
+        name += f"_min{args.min_confidence}"
     return name, config
 
 

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Make a data directory of the utterances whose mean confidence is high enough.
+set -e
+set -u
+set -o pipefail
+
+log() {
+    local fname=${BASH_SOURCE[1]##*/}
+    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
+}
+
+min_confidence=  # In [0, 1].
+
+help_message=$(cat << EOM
+Usage: $0 --min_confidence X <utt2confidence> <data-dir> <subset-dir>
+
+utt2confidence is what espnet_atm.bin.score writes. Every utterance of the data directory
+must be in it.
+EOM
+)
+
+. utils/parse_options.sh
+if [ $# -ne 3 ] || [ -z "${min_confidence}" ]; then
+    log "${help_message}"
+    exit 2
+fi
+means=$1
+dir=$2
+subset=$3
+
+for file in "${means}" "${dir}/utt2spk"; do
+    [ -s "${file}" ] || { log "Error: ${file} is missing or empty" 1>&2; exit 1; }
+done
+rm -rf "${subset}"
+mkdir -p "${subset}"
+LC_ALL=C awk -v least="${min_confidence}" -v means="${means}" '
+    NR == FNR { confidence[$1] = $2; next }
+    !($1 in confidence) { print $1 " has no confidence in " means > "/dev/stderr"; exit 1 }
+    confidence[$1] >= least { print $1 }
+' "${means}" "${dir}/utt2spk" > "${subset}/.utterances"
+all=$(wc -l < "${dir}/utt2spk")
+kept=$(wc -l < "${subset}/.utterances")
+log "${dir}: ${kept} of ${all} utterances kept in ${subset}; $((all - kept)) have a mean" \
+    "confidence below ${min_confidence}"
+if [ "${kept}" -eq 0 ]; then
+    log "Error: nothing is left of ${dir}" 1>&2
+    exit 1
+fi
+utils/subset_data_dir.sh --utt-list "${subset}/.utterances" "${dir}" "${subset}"
+rm "${subset}/.utterances"
+# What a dumped directory holds besides, which Kaldi does not know.
+for file in feats_type audio_format; do
+    [ ! -e "${dir}/${file}" ] || cp "${dir}/${file}" "${subset}"
+done
+for file in utt2num_samples utt2category; do
+    [ ! -e "${dir}/${file}" ] \
+        || utils/filter_scp.pl "${subset}/utt2spk" "${dir}/${file}" > "${subset}/${file}"
+done

@@ -1,0 +1,67 @@
+"""local/subset_by_confidence.sh"""
+
+import subprocess
+
+import pytest
+from conftest import RECIPE, ROOT
+
+CONFIDENCE = {"a-1": 0.9, "a-2": 0.5, "b-1": 0.7, "b-2": 0.699999}
+
+
+@pytest.fixture
+def select(tmp_path):
+    """Runs the script on a data directory of four utterances."""
+    if not (ROOT / "egs2" / "TEMPLATE").exists():
+        pytest.fail("egs2/TEMPLATE is missing: run the tests by ./run_tests.sh")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, value in {
+        "utt2spk": lambda utt: utt[0],
+        "wav.scp": lambda utt: f"{utt}.wav",
+        "utt2num_samples": lambda utt: "16000",
+        "text": lambda utt: "two words",
+    }.items():
+        lines = [f"{utt} {value(utt)}\n" for utt in CONFIDENCE]
+        (data / name).write_text("".join(lines))
+    (data / "feats_type").write_text("raw\n")
+    means = tmp_path / "utt2confidence"
+    means.write_text("".join(f"{utt} {x:.6f}\n" for utt, x in CONFIDENCE.items()))
+
+    def run(least):
+        command = ["local/subset_by_confidence.sh", "--min_confidence", least]
+        command += [str(means), str(data), str(tmp_path / "subset")]
+        return subprocess.run(command, cwd=RECIPE, capture_output=True, text=True)
+
+    return run
+
+
+def test_sure_utterances_are_kept_with_all_that_is_known_of_them(select, tmp_path):
+    done = select("0.7")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 4 utterances kept" in done.stdout
+    assert "2 have a mean confidence below 0.7" in done.stdout
+    subset = tmp_path / "subset"
+    for name in ("utt2spk", "wav.scp", "utt2num_samples", "text"):
+        lines = (subset / name).read_text().splitlines()
+        assert [line.split()[0] for line in lines] == ["a-1", "b-1"], name
+    assert (subset / "spk2utt").read_text() == "a a-1\nb b-1\n"
+    assert (subset / "feats_type").read_text() == "raw\n"
+    assert not list(subset.glob(".*"))
+
+
+def test_again_with_another_bound(select, tmp_path):
+    select("0.9")
+    assert select("0").returncode == 0
+    assert len((tmp_path / "subset" / "wav.scp").read_text().splitlines()) == 4
+
+
+def test_what_cannot_be_selected_is_named(select, tmp_path):
+    done = select("0.95")
+    assert done.returncode == 1 and "nothing is left of" in done.stderr
+    means = tmp_path / "utt2confidence"
+    means.write_text("".join(means.read_text().splitlines(keepends=True)[:3]))
+    done = select("0.5")
+    assert done.returncode == 1 and "b-2 has no confidence in" in done.stderr
+    means.unlink()
+    done = select("0.5")
+    assert done.returncode == 1 and "utt2confidence is missing" in done.stderr
