@@ -307,7 +307,9 @@ def test_what_cannot_be_scored_is_skipped_by_name(asr, corpus, tmp_path, capsys)
         main(command(asr, wav_scp, folder, "--max_skipped", "7"))
     main(command(asr, wav_scp, folder, "--max_skipped", "8"))
     summary.main(["--confidence_dir", str(folder)])
-    assert sum(json.loads((folder / "summary.json").read_text())["skipped"].values()) == 8
+    assert (
+        sum(json.loads((folder / "summary.json").read_text())["skipped"].values()) == 8
+    )
 
 
 def test_ids_with_slashes(asr, corpus, undisturbed, tmp_path):

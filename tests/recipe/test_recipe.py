@@ -251,7 +251,9 @@ def test_on_slurm(recipe, slurm):
     log = finish(recipe, "--stage", "9", backend="slurm")
     assert len(re.findall(rf"^\| mini \| {re.escape(RUN)} \|", log, re.M)) == 3
     done = re.findall(
-        r"^JobId=.* Name=(\S+) JobState=COMPLETED", (slurm / "jobs.txt").read_text(), re.M
+        r"^JobId=.* Name=(\S+) JobState=COMPLETED",
+        (slurm / "jobs.txt").read_text(),
+        re.M,
     )
     # ESPnet's names of the jobs of stages 6, 9, 10 and 11, and 12.
     for name in ("score", "stats", "train", "asr_inference"):
