@@ -231,7 +231,8 @@ def test_on_slurm(recipe, slurm):
 
     process = start(recipe, *score_only, backend="slurm")
     wait_until(lambda: scoring_pids("2.1"), process, recipe)
-    os.kill(scoring_pids("2.1")[0], signal.SIGKILL)
+    # After SIGKILL, slurm.pl would wait minutes for the scheduler to start it again.
+    os.kill(scoring_pids("2.1")[0], signal.SIGTERM)
     assert process.wait(TIMEOUT) != 0
     assert not (folder / ".steps/score.done").exists()
 
