@@ -12,12 +12,14 @@ from pathlib import Path
 
 import kaldiio
 import pytest
+import torch
+import yaml
 from conftest import RECIPE, ROOT
 
 OPTIONS = [
     *("--stage", "1", "--stop-stage", "12", "--local_data_opts", "--scale 0.04"),
-    *("--ssl_max_epoch", "1", "--asr_max_epoch", "1", "--nclusters", "8"),
-    *("--loss_scale", "utterance"),
+    *("--ssl_max_epoch", "1", "--asr_max_epoch", "2", "--nclusters", "8"),
+    *("--head_epochs", "0", "--loss_scale", "utterance"),
 ]
 RUN = "hubert_conformer_mini_km8_atm_high_0.4x10_scale_utterance"
 TIMEOUT = 900
@@ -99,7 +101,7 @@ def test_pipeline(recipe):
     train_log = recipe / f"exp/mini/asr_{RUN}/train.log"
     kill_when(
         recipe,
-        lambda: train_log.exists() and "1/1epoch started" in train_log.read_text(),
+        lambda: train_log.exists() and "1/2epoch started" in train_log.read_text(),
         group=True,
     )
     assert "an earlier run still works in" in (recipe / "log").read_text()
@@ -140,9 +142,12 @@ def test_pipeline(recipe):
 
 
 def test_an_objective_without_pseudo_labels(recipe):
-    """After the first pipeline, in the same place: scorer and scores are there."""
+    """After the first pipeline, in the same place: scorer and scores are there.
+
+    Fine-tuning begins with the encoder frozen.
+    """
     shutil.rmtree(recipe / "exp/mini/kmeans_8", ignore_errors=True)
-    log = finish(recipe, "--objective", "w2v_bert")
+    log = finish(recipe, "--objective", "w2v_bert", "--head_epochs", "1")
     run = "w2v_bert_conformer_mini_atm_high_0.4x10_scale_utterance"
     assert "the objective has no pseudo-labels" in log
     assert not (recipe / "exp/mini/kmeans_8").exists()
@@ -151,8 +156,20 @@ def test_an_objective_without_pseudo_labels(recipe):
     train_log = (recipe / f"exp/mini/ssl_{run}_raw/train.log").read_text()
     assert "w2v_bert_codes_used=" in train_log
     (exported,) = recipe.glob(f"exp/mini/ssl_{run}_raw/export/*.pth")
-    config = (recipe / f"exp/mini/asr_{run}/config.yaml").read_text()
-    assert f"{exported.name}:encoder:encoder" in config
+    exp = recipe / "exp/mini"
+    head = yaml.safe_load((exp / f"asr_{run}_head/config.yaml").read_text())
+    whole = yaml.safe_load((exp / f"asr_{run}/config.yaml").read_text())
+    assert head["init_param"][0].endswith(f"{exported.name}:encoder:encoder")
+    assert head["freeze_param"] == ["encoder"] and head["max_epoch"] == 1
+    assert whole["init_param"] == [f"exp/mini/asr_{run}_head/latest.pth"]
+    assert whole["freeze_param"] == [] and whole["max_epoch"] == 1
+    before, after = (
+        torch.load(file, weights_only=True)
+        for file in (exported, exp / f"asr_{run}_head/latest.pth")
+    )
+    frozen = [x for x in after if x.startswith("encoder.") and "num_batches" not in x]
+    learned = [x for x in frozen if not torch.equal(before[x], after[x])]
+    assert frozen and all("running" in x for x in learned)  # batch norm's statistics
 
 
 def test_sure_utterances_only(recipe):
@@ -280,6 +297,7 @@ def test_on_slurm(recipe, slurm):
             ("--scorer_config", "x.yaml"),
             "--scorer_config and --scorer_model go together",
         ),
+        (("--head_epochs", "2"), "--head_epochs 2 leaves nothing of the 2 epochs"),
         (("--objective", "data2vec"), "--objective data2vec (hubert,"),
         (("--size", "xxl"), "--size xxl (mini, l or xl)"),
         (

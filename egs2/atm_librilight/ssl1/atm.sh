@@ -70,6 +70,9 @@ inference_ssl_model=latest.pth
 asr_config=conf/train_asr.yaml   # Of the scorer and of fine-tuning.
 asr_max_epoch=                   # Instead of the config's.
 asr_args=                        # Further arguments of asr_train.
+head_epochs=0                    # Epochs of fine-tuning with the encoder frozen, so that
+                                 # only the new output layer learns. Within max_epoch.
+head_args="--optim_conf lr=0.01 --scheduler none"  # Their arguments of asr_train.
 inference_config=conf/decode_ctc.yaml
 inference_asr_model=valid.loss.best.pth
 
@@ -111,6 +114,8 @@ Options:
                        # front end and the encoder from pre-training.
     --ssl_max_epoch, --asr_max_epoch  # Instead of the configs' max_epoch.
     --ssl_args, --asr_args            # Further arguments of training.
+    --head_epochs      # Epochs of fine-tuning, among the first, in which the encoder is
+                       # frozen and only the output layer learns (default="${head_epochs}").
     --nclusters        # Of HuBERT's pseudo-labels (default: num_classes of the config).
     --nj, --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
 EOF
@@ -155,6 +160,10 @@ for file in "${train_config}" "${asr_config}" "${inference_config}" \
     ${scorer_config} ${scorer_model}; do
     [ -s "${file}" ] || die "no such file: ${file}"
 done
+asr_epochs=${asr_max_epoch:-$(awk '/^max_epoch:/ {print $2}' "${asr_config}")}
+asr_epochs=${asr_epochs:-40}  # ESPnet's default
+[ "${head_epochs}" -lt "${asr_epochs}" ] \
+    || die "--head_epochs ${head_epochs} leaves nothing of the ${asr_epochs} epochs of fine-tuning"
 mkdir -p "${expdir}"
 # The run's config, named by its settings: train_config with ssl_conf and num_classes.
 # Made first, so that impossible settings do not wait for the scorer.
@@ -456,7 +465,8 @@ ssl_exp=${expdir}/ssl_${ssl_tag}_raw  # the name that ssl.sh gives it
 asr_exp=${expdir}/asr_${ssl_tag}
 ssl_key=$(make_key "${pool_key}" "${score_key}" "$(cat "${ssl_config}")" \
     "${ssl_max_epoch} ${ssl_args}")
-finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}")
+finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}" \
+    "${head_epochs} ${head_args}")
 
 ssl_stage() {
     local _opts="--normalize utterance_mvn " dset mode tokens=none
@@ -504,8 +514,20 @@ finetune() {
     pretrained=$(python3 local/make_asr_config.py --asr_config "${asr_config}" \
         --ssl_config "${ssl_exp}/export/config.yaml" \
         --ssl_model "${ssl_exp}/export/${_pth}" --output "${config}")
-    asr_config=${config} asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}" \
-        --pretrained_model "${pretrained}"
+    if [ "${head_epochs}" -gt 0 ]; then
+        local frozen= part
+        for part in ${pretrained}; do
+            frozen+=" ${part##*:}"
+        done
+        asr_config=${config} asr_max_epoch=${head_epochs} \
+            asr_args="${asr_args} ${head_args} --freeze_param ${frozen}" \
+            asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}_head" \
+                --pretrained_model "${pretrained}"
+        pretrained=${asr_exp}_head/latest.pth
+    fi
+    asr_config=${config} asr_max_epoch=$((asr_epochs - head_epochs)) \
+        asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}" \
+            --pretrained_model "${pretrained}"
 }
 if runs 11; then
     log "Stage 11: Export; fine-tune on ${asr_train_set}"
