@@ -19,7 +19,7 @@ from conftest import RECIPE, ROOT
 OPTIONS = [
     *("--stage", "1", "--stop-stage", "12", "--local_data_opts", "--scale 0.04"),
     *("--ssl_max_epoch", "1", "--asr_max_epoch", "2", "--nclusters", "8"),
-    *("--head_epochs", "0", "--loss_scale", "utterance"),
+    *("--loss_scale", "utterance"),
 ]
 RUN = "hubert_conformer_mini_km8_atm_high_0.4x10_scale_utterance"
 TIMEOUT = 900

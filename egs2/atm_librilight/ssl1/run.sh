@@ -12,8 +12,8 @@ done
 
 opts=()
 case "${corpus}" in
-    mini) opts+=(--ssl_max_epoch 6 --asr_max_epoch 15 --head_epochs 3) ;;
-    fillets) opts+=(--ssl_max_epoch 7 --asr_max_epoch 14 --head_epochs 3) ;;
+    mini) opts+=(--ssl_max_epoch 6 --asr_max_epoch 15) ;;
+    fillets) opts+=(--ssl_max_epoch 7 --asr_max_epoch 14) ;;
 esac
 
 ./atm.sh --corpus "${corpus}" "${opts[@]}" "$@"
