@@ -147,12 +147,14 @@ def test_an_objective_without_pseudo_labels(recipe):
     Fine-tuning begins with the encoder frozen.
     """
     shutil.rmtree(recipe / "exp/mini/kmeans_8", ignore_errors=True)
+    results = recipe / "RESULTS.md"
+    others = results.read_text().count(f"| {RUN} |") if results.exists() else 0
     log = finish(recipe, "--objective", "w2v_bert", "--head_epochs", "1")
     run = "w2v_bert_conformer_mini_atm_high_0.4x10_scale_utterance"
     assert "the objective has no pseudo-labels" in log
     assert not (recipe / "exp/mini/kmeans_8").exists()
-    assert (recipe / "RESULTS.md").read_text().count(f"| {run} |") == 3
-    assert (recipe / "RESULTS.md").read_text().count(f"| {RUN} |") == 3
+    assert results.read_text().count(f"| {run} |") == 3
+    assert results.read_text().count(f"| {RUN} |") == others
     train_log = (recipe / f"exp/mini/ssl_{run}_raw/train.log").read_text()
     assert "w2v_bert_codes_used=" in train_log
     (exported,) = recipe.glob(f"exp/mini/ssl_{run}_raw/export/*.pth")
