@@ -65,3 +65,9 @@ def test_what_cannot_be_selected_is_named(select, tmp_path):
     means.unlink()
     done = select("0.5")
     assert done.returncode == 1 and "utt2confidence is missing" in done.stderr
+    means.write_text("a-1 0.9\n")
+    (tmp_path / "subset").rename(tmp_path / "before")
+    (tmp_path / "subset").symlink_to(tmp_path / "data")
+    done = select("0.5")
+    assert done.returncode == 1 and "cannot be its own subset" in done.stderr
+    assert len((tmp_path / "data" / "wav.scp").read_text().splitlines()) == 4

@@ -519,10 +519,13 @@ finetune() {
         for part in ${pretrained}; do
             frozen+=" ${part##*:}"
         done
-        asr_config=${config} asr_max_epoch=${head_epochs} \
-            asr_args="${asr_args} ${head_args} --freeze_param ${frozen}" \
-            asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}_head" \
-                --pretrained_model "${pretrained}"
+        train_head() {
+            asr_config=${config} asr_max_epoch=${head_epochs} \
+                asr_args="${asr_args} ${head_args} --freeze_param ${frozen}" \
+                asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}_head" \
+                    --pretrained_model "${pretrained}"
+        }
+        run_once "${asr_exp}_head" train "${finetune_key}" train_head
         pretrained=${asr_exp}_head/latest.pth
     fi
     asr_config=${config} asr_max_epoch=$((asr_epochs - head_epochs)) \

@@ -31,7 +31,10 @@ subset=$3
 for file in "${means}" "${dir}/utt2spk"; do
     [ -s "${file}" ] || { log "Error: ${file} is missing or empty" 1>&2; exit 1; }
 done
-rm -rf "${subset}"
+if [ "$(realpath -m "${subset}")" = "$(realpath "${dir}")" ]; then
+    log "Error: ${dir} cannot be its own subset" 1>&2
+    exit 1
+fi
 mkdir -p "${subset}"
 LC_ALL=C awk -v least="${min_confidence}" -v means="${means}" '
     NR == FNR { confidence[$1] = $2; next }
