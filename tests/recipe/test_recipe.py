@@ -187,7 +187,7 @@ def test_sure_utterances_only(recipe):
 
 
 @pytest.fixture
-def slurm(tmp_path_factory):
+def slurm():
     """A Slurm of one node; its folder."""
     daemons = ("munged", "slurmctld", "slurmd", "sbatch")
     missing = [name for name in daemons if shutil.which(name) is None]
