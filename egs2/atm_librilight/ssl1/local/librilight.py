@@ -1,0 +1,565 @@
+#!/usr/bin/env python3
+"""Libri-Light: find the recordings, and cut them along their voice activity.
+
+The official layout is ``<size>/<speaker>/<book>/<name>.flac`` with ``<name>.json`` beside
+it, which holds ``speaker``, ``book_meta`` with its ``id``, and ``voice_activity``, a list
+of [onset, offset] in seconds (https://github.com/facebookresearch/libri-light). Audio is
+not touched: what comes out are Kaldi's ``segments``.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import soundfile
+from espnet2.utils.types import str2bool
+from tqdm import tqdm
+
+SIZES = ("small", "medium", "large")
+SAMPLE_RATE = 16000
+
+# Times are whole hundredths of a second: the voice activity has no more, and sums are exact.
+TICKS = 100
+Span = tuple[int, int]
+
+KEPT = "kept"
+# Why audio is left out, in the order of the summary.
+NO_JSON = "FLAC without JSON"
+NO_FLAC = "JSON without FLAC"
+BAD_JSON = "JSON cannot be read"
+BAD_FLAC = "FLAC cannot be read"
+EXCLUDED = "speaker or book of the exclusion list"
+SILENT = "no voice activity in the recording"
+OUTSIDE = "between segments, no voice activity"
+SHORT = "voice activity too short for a segment"
+BEYOND = "voice activity beyond the end of the FLAC"
+REASONS = (
+    NO_JSON,
+    NO_FLAC,
+    BAD_JSON,
+    BAD_FLAC,
+    EXCLUDED,
+    SILENT,
+    OUTSIDE,
+    SHORT,
+    BEYOND,
+)
+
+
+def cut(
+    activity: Iterable[Span], shortest: int, longest: int, max_pause: int
+) -> tuple[list[Span], int]:
+    """Contiguous segments that begin and end where speech does.
+
+    A segment holds as much as fits, but leaves enough for another one where it can. Speech
+    that goes on for too long without a pause is cut within.
+
+    Args:
+        activity: [onset, offset) of speech in hundredths of a second, in order and apart.
+        shortest, longest: bounds of a segment, with ``shortest + max_pause < longest``.
+        max_pause: a longer pause ends a segment.
+
+    Returns:
+        The segments, and how much time, from onset to offset, was too short for one.
+
+    >>> cut([(0, 2000), (2100, 5000), (5100, 9000)], 3200, 6400, 500)
+    ([(0, 5000), (5100, 9000)], 0)
+    """
+    segments, too_short = [], 0
+    for chunks in runs(activity, max_pause):
+        end = chunks[-1][1]
+        while chunks:
+            start = chunks[0][0]
+            if end - start < shortest:
+                too_short += end - start
+                break
+            if end - start <= longest:
+                segments.append((start, end))
+                break
+            fitting = [
+                i
+                for i, (_, offset) in enumerate(chunks)
+                if shortest <= offset - start <= longest
+            ]
+            leaving = [i for i in fitting if end - chunks[i + 1][0] >= shortest]
+            if fitting:
+                last = (leaving or fitting)[-1]
+                segments.append((start, chunks[last][1]))
+                chunks = chunks[last + 1 :]
+                continue
+            # No pause in reach: the first chunk that ends too late begins within it.
+            late = next(
+                i for i, (_, offset) in enumerate(chunks) if offset > start + longest
+            )
+            point = max(
+                min(start + longest, end - shortest),
+                start + shortest,
+                chunks[late][0] + 1,
+            )
+            segments.append((start, point))
+            chunks = [(point, chunks[late][1]), *chunks[late + 1 :]]
+    return segments, too_short
+
+
+def runs(activity: Iterable[Span], max_pause: int) -> Iterator[list[Span]]:
+    """Stretches of speech without a pause longer than ``max_pause``."""
+    run: list[Span] = []
+    for onset, offset in activity:
+        if run and onset - run[-1][1] > max_pause:
+            yield run
+            run = []
+        run.append((onset, offset))
+    if run:
+        yield run
+
+
+# ------------------------------------------------------------------------------------
+# Reading
+# ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Recording:
+    """What a JSON file says. Activity is in hundredths of a second."""
+
+    speaker: str
+    book: str
+    activity: tuple[Span, ...]
+
+
+def read_json(path: Path) -> Recording:
+    """Read and check a recording's JSON.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    try:
+        with path.open(encoding="utf-8") as f:
+            content = json.load(f)
+        speaker, book = str(content["speaker"]), str(content["book_meta"]["id"])
+        activity = tuple(
+            (round(float(onset) * TICKS), round(float(offset) * TICKS))
+            for onset, offset in content["voice_activity"]
+        )
+    except KeyError as e:
+        raise ValueError(f"{path} has no {e}") from None
+    except (TypeError, ValueError, OverflowError) as e:
+        raise ValueError(f"{path}: {e}") from None
+    if not re.fullmatch(r"[A-Za-z0-9]+", speaker) or not re.fullmatch(r"\w+", book):
+        raise ValueError(f"{path}: speaker {speaker!r} or book {book!r} is no id")
+    before = 0
+    for onset, offset in activity:
+        if not before <= onset < offset:
+            raise ValueError(
+                f"{path}: voice_activity is not in order at "
+                f"[{onset / TICKS}, {offset / TICKS}]"
+            )
+        before = offset
+    return Recording(speaker, book, activity)
+
+
+def flac_ticks(path: Path) -> int:
+    """Length of a FLAC in hundredths of a second, from its header.
+
+    Raises:
+        ValueError: naming the file, when it is none, or not 16 kHz mono.
+    """
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.SoundFileError, OSError) as e:
+        raise ValueError(f"{path}: {e}") from None
+    if (info.samplerate, info.channels) != (SAMPLE_RATE, 1):
+        raise ValueError(
+            f"{path}: {info.samplerate} Hz with {info.channels} channels, not "
+            f"{SAMPLE_RATE} Hz mono"
+        )
+    return info.frames * TICKS // SAMPLE_RATE
+
+
+def read_exclusions(paths: Iterable[Path]) -> tuple[set[str], set[str]]:
+    """Speakers and books that must not be trained on.
+
+    A file is LibriSpeech's SPEAKERS.TXT or CHAPTERS.TXT, of which the dev and test sets
+    count, or has lines ``speaker <id>`` and ``book <id>``.
+
+    Returns:
+        LibriVox's ids of speakers, and of books (projects).
+
+    Raises:
+        ValueError: naming file and line that cannot be read.
+    """
+    speakers, books = set(), set()
+    for path in paths:
+        with path.open(encoding="utf-8", errors="replace") as f:
+            for number, line in enumerate(f, 1):
+                line = line.strip()
+                if not line or line.startswith(";"):
+                    continue
+                fields = [x.strip() for x in line.split("|")]
+                words = line.split()
+                if len(fields) >= 7 and is_held_out(fields[3]):  # CHAPTERS.TXT
+                    speakers.add(fields[1])
+                    books.add(fields[4])
+                elif len(fields) >= 5 and is_held_out(fields[2]):  # SPEAKERS.TXT
+                    speakers.add(fields[0])
+                elif len(words) == 2 and words[0] in ("speaker", "book"):
+                    (speakers if words[0] == "speaker" else books).add(words[1])
+                elif len(fields) < 5:
+                    raise ValueError(
+                        f"{path}:{number}: {line!r} is neither 'speaker <id>' nor 'book "
+                        "<id>' nor a line of SPEAKERS.TXT or CHAPTERS.TXT"
+                    )
+    return speakers, books
+
+
+def is_held_out(subset: str) -> bool:
+    """Whether a subset of LibriSpeech is for evaluation."""
+    return subset.startswith(("dev-", "test-"))
+
+
+# ------------------------------------------------------------------------------------
+# Finding
+# ------------------------------------------------------------------------------------
+def find_recordings(root: Path, sizes: Iterable[str]) -> Iterator[str]:
+    """Paths without suffix of all that is FLAC or JSON below ``<root>/<size>``, in order.
+
+    Raises:
+        ValueError: naming a folder that is not there, or has none.
+    """
+    for size in sizes:
+        folder = root / size
+        if not folder.is_dir():
+            raise ValueError(
+                f"{folder} is not there: LIBRILIGHT in db.sh names the folder that holds "
+                f"{', '.join(SIZES)}"
+            )
+        found = 0
+        speakers = sorted(x for x in folder.iterdir() if x.is_dir())
+        for speaker in tqdm(
+            speakers, desc=f"finding {size}", unit="speaker", mininterval=5
+        ):
+            stems = {
+                str(x.with_suffix(""))
+                for x in speaker.rglob("*")
+                if x.suffix in (".flac", ".json")
+            }
+            found += len(stems)
+            yield from sorted(stems)
+        if not found:
+            raise ValueError(f"{folder} has no <speaker>/<book>/<name>.flac or .json")
+
+
+# ------------------------------------------------------------------------------------
+# One part of the recordings
+# ------------------------------------------------------------------------------------
+TABLES = ("wav.scp", "segments", "utt2spk", "utt2book")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the segments of a recording depend on. Times in hundredths of a second."""
+
+    shortest: int
+    longest: int
+    max_pause: int
+    check_audio: bool
+    speakers: frozenset[str]
+    books: frozenset[str]
+
+
+class Part:
+    """Tables and sums of some of the recordings.
+
+    Args:
+        folder: where the tables are written; they are complete once ``summary.json`` is.
+    """
+
+    def __init__(self, folder: Path, settings: Settings):
+        self.settings = settings
+        self.tables = {x: (folder / x).open("w", encoding="utf-8") for x in TABLES}
+        self.problems = (folder / "problems").open("w", encoding="utf-8")
+        self.recordings: Counter[str] = Counter()
+        self.ticks: Counter[str] = Counter()
+        self.segments = 0
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        for table in (*self.tables.values(), self.problems):
+            table.close()
+
+    def account(self, reason: str, ticks: int) -> None:
+        """Add a recording's time, of which there may be none."""
+        self.recordings[reason] += 1
+        self.ticks[reason] += ticks
+
+    def add(self, stem: str) -> None:
+        """Cut one recording; what is wrong with it is written down."""
+        json_file, flac = Path(f"{stem}.json"), Path(f"{stem}.flac")
+        length, recording, reason = 0, None, None
+        if self.settings.check_audio and not flac.is_file():
+            reason = NO_FLAC
+            self.problems.write(f"{flac} is not there, beside its JSON\n")
+        elif self.settings.check_audio:
+            try:
+                length = flac_ticks(flac)
+            except ValueError as e:
+                reason = BAD_FLAC
+                self.problems.write(f"{e}\n")
+        if not json_file.is_file():
+            reason = reason or NO_JSON
+            self.problems.write(f"{json_file} is not there, beside its FLAC\n")
+        else:
+            try:
+                recording = read_json(json_file)
+            except ValueError as e:
+                reason = reason or BAD_JSON
+                self.problems.write(f"{e}\n")
+        activity = recording.activity if recording else ()
+        says = activity[-1][1] if activity else 0
+        total = max(length, says)
+        if reason is None and (
+            recording.speaker in self.settings.speakers
+            or recording.book in self.settings.books
+        ):
+            reason = EXCLUDED
+        if reason is None and not activity:
+            reason = SILENT
+        if reason is not None:
+            self.account(reason, total)
+            return
+        beyond = 0
+        if self.settings.check_audio and says > length:
+            beyond = says - length
+            activity = tuple((a, min(b, length)) for a, b in activity if a < length)
+            self.account(BEYOND, beyond)
+            # The voice activity is rounded to its own frames.
+            if beyond > TICKS // 2:
+                self.problems.write(
+                    f"{flac} has {length / TICKS} s, but its JSON has voice activity up to "
+                    f"{says / TICKS} s\n"
+                )
+        segments, too_short = cut(
+            activity,
+            self.settings.shortest,
+            self.settings.longest,
+            self.settings.max_pause,
+        )
+        kept = sum(end - start for start, end in segments)
+        if kept:
+            self.account(KEPT, kept)
+            self.write(recording, flac, segments)
+        if too_short:
+            self.account(SHORT, too_short)
+        if outside := total - kept - too_short - beyond:
+            self.account(OUTSIDE, outside)
+
+    def write(self, recording: Recording, flac: Path, segments: list[Span]) -> None:
+        """The lines of a recording's segments."""
+        name = re.sub(r"[^A-Za-z0-9_.]", "_", flac.stem)
+        rec = f"{recording.speaker}-{recording.book}-{name}"
+        print(rec, flac, file=self.tables["wav.scp"])
+        for start, end in segments:
+            utt = f"{rec}-{start:07d}-{end:07d}"
+            print(
+                utt,
+                rec,
+                f"{start / TICKS:.2f}",
+                f"{end / TICKS:.2f}",
+                file=self.tables["segments"],
+            )
+            print(utt, recording.speaker, file=self.tables["utt2spk"])
+            print(utt, recording.book, file=self.tables["utt2book"])
+        self.segments += len(segments)
+
+
+def cut_part(recordings: Path, folder: Path, settings: Settings) -> None:
+    """Cut the recordings that a list names; nothing is done when it was done before."""
+    stems = recordings.read_text(encoding="utf-8").splitlines()
+    key = [
+        hashlib.md5("\n".join(stems).encode()).hexdigest(),
+        *(sorted(x) if isinstance(x, frozenset) else x for x in astuple(settings)),
+    ]
+    done = folder / "summary.json"
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["key"] == key:
+        print(f"{folder}: done already", file=sys.stderr)
+        return
+    done.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = Part(folder, settings)
+    for stem in tqdm(stems, desc="cutting", unit="recording", mininterval=5):
+        part.add(stem)
+    part.close()
+    summary = {
+        "key": key,
+        "segments": part.segments,
+        "recordings": part.recordings,
+        "ticks": part.ticks,
+    }
+    partial = folder / "summary.partial"
+    partial.write_text(json.dumps(summary), encoding="utf-8")
+    partial.replace(done)
+
+
+# ------------------------------------------------------------------------------------
+# All parts
+# ------------------------------------------------------------------------------------
+def held_out_speakers(hours: dict[str, float], wanted: float) -> set[str]:
+    """Speakers for validation: by the hash of their id, until their hours suffice.
+
+    A tenth of all hours at most is given away, but one speaker always is.
+
+    Raises:
+        ValueError: when there are fewer than two speakers.
+    """
+    if len(hours) < 2:
+        raise ValueError(
+            f"{len(hours)} speakers with segments: two are needed, one for validation"
+        )
+    wanted = min(wanted, sum(hours.values()) / 10)
+    order = sorted(hours, key=lambda x: hashlib.md5(x.encode()).hexdigest())
+    chosen, total = set(), 0.0
+    for speaker in order:
+        if chosen and total + hours[speaker] > wanted:
+            continue
+        chosen.add(speaker)
+        total += hours[speaker]
+        if total >= wanted:
+            break
+    return chosen
+
+
+def merge(parts: list[Path], folder: Path, valid_hours: float) -> str:
+    """Put the parts' tables together, in ``<folder>/train`` and ``<folder>/valid``.
+
+    The lines keep the order of the parts: the caller sorts them.
+
+    Returns:
+        The summary as text; ``<folder>/summary.json`` has it too.
+    """
+    sums: dict[str, Counter[str]] = {"recordings": Counter(), "ticks": Counter()}
+    segments = 0
+    for part in parts:
+        summary = json.loads((part / "summary.json").read_text(encoding="utf-8"))
+        segments += summary["segments"]
+        for name, total in sums.items():
+            total.update(summary[name])
+    hours: Counter[str] = Counter()
+    for line in read_lines(parts, "segments"):
+        rec, start, end = line.split()[1:]
+        hours[rec.partition("-")[0]] += (float(end) - float(start)) / 3600
+    valid = held_out_speakers(hours, valid_hours)
+    for name in ("train", "valid"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for table in TABLES:
+        out = {
+            x: (folder / x / table).open("w", encoding="utf-8")
+            for x in ("train", "valid")
+        }
+        for line in read_lines(parts, table):
+            out["valid" if line.partition("-")[0] in valid else "train"].write(line)
+        for file in out.values():
+            file.close()
+    with (folder / "problems").open("w", encoding="utf-8") as f:
+        f.writelines(read_lines(parts, "problems"))
+    order = [x for x in (KEPT, *REASONS) if sums["recordings"][x]]
+    result = {
+        "hours_in": sum(sums["ticks"].values()) / TICKS / 3600,
+        "hours_out": sums["ticks"][KEPT] / TICKS / 3600,
+        "segments": segments,
+        "speakers": len(hours),
+        "speakers_held_out": sorted(valid),
+        "dropped": {
+            x: {
+                "recordings": sums["recordings"][x],
+                "hours": sums["ticks"][x] / TICKS / 3600,
+            }
+            for x in order
+            if x != KEPT
+        },
+    }
+    (folder / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
+    lines = [
+        f"hours in                {result['hours_in']:12.3f}",
+        f"hours out               {result['hours_out']:12.3f} in {segments} segments of "
+        f"{len(hours)} speakers ({len(valid)} for validation)",
+        "hours dropped",
+    ]
+    for reason, x in result["dropped"].items():
+        lines.append(f"  {x['hours']:12.3f} of {x['recordings']} recordings: {reason}")
+    return "\n".join(lines)
+
+
+def read_lines(parts: Iterable[Path], name: str) -> Iterator[str]:
+    """The lines of a table in all parts."""
+    for part in parts:
+        with (part / name).open(encoding="utf-8") as f:
+            yield from f
+
+
+# ------------------------------------------------------------------------------------
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    find = commands.add_parser("find", help="write the list of recordings")
+    find.add_argument("--root", type=Path, required=True)
+    find.add_argument("--sizes", nargs="+", choices=SIZES, required=True)
+    find.add_argument("--output", type=Path, required=True)
+    one = commands.add_parser("cut", help="cut the recordings of a list")
+    one.add_argument("--recordings", type=Path, required=True)
+    one.add_argument("--output_dir", type=Path, required=True)
+    one.add_argument("--exclude", type=Path, nargs="*", default=[])
+    one.add_argument("--min_seconds", type=float, default=32)
+    one.add_argument("--max_seconds", type=float, default=64)
+    one.add_argument(
+        "--max_pause", type=float, default=5, help="seconds within a segment"
+    )
+    one.add_argument(
+        "--check_audio",
+        type=str2bool,
+        default=True,
+        help="look at every FLAC: is it there, and as long as its JSON says?",
+    )
+    every = commands.add_parser("merge", help="put the parts together")
+    every.add_argument("--parts", type=Path, nargs="+", required=True)
+    every.add_argument("--output_dir", type=Path, required=True)
+    every.add_argument("--valid_hours", type=float, default=10)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one of the commands."""
+    args = get_parser().parse_args(argv)
+    if args.command == "find":
+        stems = list(find_recordings(args.root, args.sizes))
+        args.output.write_text("".join(f"{x}\n" for x in stems), encoding="utf-8")
+        print(f"{len(stems)} recordings in {args.root}: {' '.join(args.sizes)}")
+    elif args.command == "cut":
+        if not 0 < args.min_seconds + args.max_pause < args.max_seconds:
+            raise ValueError(
+                f"--min_seconds {args.min_seconds} and --max_pause {args.max_pause} "
+                f"together must be below --max_seconds {args.max_seconds}"
+            )
+        speakers, books = read_exclusions(args.exclude)
+        settings = Settings(
+            round(args.min_seconds * TICKS),
+            round(args.max_seconds * TICKS),
+            round(args.max_pause * TICKS),
+            args.check_audio,
+            frozenset(speakers),
+            frozenset(books),
+        )
+        cut_part(args.recordings, args.output_dir, settings)
+    else:
+        print(merge(args.parts, args.output_dir, args.valid_hours))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        sys.exit(f"{Path(__file__).name}: {e}")
