@@ -96,6 +96,13 @@ def make_corpus(wav_scp: Path, minutes: float, seconds: tuple[float, float]) -> 
     wav_scp.write_text("".join(lines))
 
 
+def repeated(wav_scp: Path, times: int, output: Path) -> Path:
+    """Write a wav.scp with every utterance so many times."""
+    lines = wav_scp.read_text().splitlines()
+    output.write_text("".join(f"{n}-{x}\n" for n in range(times) for x in lines))
+    return output
+
+
 def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
     """Seconds for encoder and CTC head, on the batches that score makes."""
     batches = []
@@ -123,12 +130,15 @@ def main() -> None:
     parser.add_argument("--asr_train_config")
     parser.add_argument("--asr_model_file")
     parser.add_argument("--wav_scp", type=Path)
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="how often to go through a short wav.scp"
+    )
     parser.add_argument("--minutes", type=float, default=12, help="of noise")
     parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 16.0))
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--ngpu", type=int, default=0)
     parser.add_argument("--num_workers", type=int, default=1)
-    parser.add_argument("--espnet_utterances", type=int, default=6)
+    parser.add_argument("--espnet_utterances", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     device = "cuda" if args.ngpu else "cpu"
@@ -143,10 +153,11 @@ def main() -> None:
         if wav_scp is None:
             wav_scp = folder / "wav.scp"
             make_corpus(wav_scp, args.minutes, args.seconds)
+        wav_scp = repeated(wav_scp, args.repeat, folder / "repeated.scp")
         scorer = Scorer.from_files(model[1], model[3], device, half=args.ngpu > 0)
         dataset = AudioDataset(wav_scp, RATE)
         total = sum(len(speech) for speech in dataset) / RATE
-        batch_bins = (1000 if args.ngpu else 100) * RATE
+        batch_bins = score.BATCH_SECONDS[args.ngpu > 0] * RATE
         options = score.get_parser().parse_args(
             [*model, "--wav_scp", str(wav_scp), "--output_dir", "unused"]
             + ["--ngpu", str(args.ngpu), "--num_workers", str(args.num_workers)]
@@ -191,11 +202,11 @@ def main() -> None:
 
         peaks = {}
         model = make_model(folder, "mini")
-        line = wav_scp.read_text().splitlines()[0]
+        first = folder / "first.scp"
+        first.write_text(wav_scp.read_text().splitlines()[0] + "\n")
         for times_over in (1, 10):
-            more = folder / f"x{times_over}.scp"
             count = 3 * score.WINDOW * times_over
-            more.write_text("".join(f"{n}-{line}\n" for n in range(count)))
+            more = repeated(first, count, folder / f"x{times_over}.scp")
             command = [sys.executable, "-c", PEAK, *model, "--wav_scp", str(more)]
             command += ["--output_dir", str(folder / f"x{times_over}")]
             done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -26,9 +26,12 @@ class SyncedCollateFn:
         track_grid: the frames of the stored confidence; None if there is none.
         smooth, energy_gate: what to do to the confidence, once it is on the encoder's
             frames; see :func:`espnet_atm.confidence.refine_confidence`.
+        crop_samples: the longest audio that is trained on; longer utterances are
+            cropped. None for no bound.
 
     Raises:
-        ValueError: when ``label_downsampling`` does not divide the frame shift.
+        ValueError: when ``label_downsampling`` does not divide the frame shift, and
+            when ``crop_samples`` is shorter than a frame.
     """
 
     def __init__(
@@ -38,7 +41,13 @@ class SyncedCollateFn:
         track_grid: Optional[FrameGrid],
         smooth: int = 1,
         energy_gate: Optional[float] = None,
+        crop_samples: Optional[int] = None,
     ):
+        if crop_samples is not None and grid.length(crop_samples) == 0:
+            raise ValueError(
+                f"ssl_conf.crop_seconds: {crop_samples} samples are too short for one "
+                "encoder frame"
+            )
         if stock.label_downsampling < 1 or grid.shift % stock.label_downsampling:
             raise ValueError(
                 f"collate_fn_conf.label_downsampling: {stock.label_downsampling} does "
@@ -50,6 +59,7 @@ class SyncedCollateFn:
         self.energy_gate = energy_gate
         self.label_shift = grid.shift // stock.label_downsampling
         self.crop = stock.train and stock.crop_audio and not stock.pad
+        self.longest = crop_samples if stock.train else None
         self.random_crop = stock.rand_crop
         self.stock = copy.copy(stock)
         # It must neither crop nor thin the labels a second time.
@@ -72,7 +82,9 @@ class SyncedCollateFn:
         Raises:
             ValueError: naming the utterance, on streams that do not fit its audio.
         """
-        shortest = min(len(sample["speech"]) for _, sample in data)
+        lengths = [len(sample["speech"]) for _, sample in data]
+        keep = min(lengths) if self.crop else max(lengths)
+        keep = min(keep, self.longest or keep)
         samples, tracks = [], []
         for utt, sample in data:
             speech = sample["speech"]
@@ -87,14 +99,14 @@ class SyncedCollateFn:
             if TRACK in sample:
                 track = self._align_track(utt, sample[TRACK], frames)
                 streams[TRACK] = self._refine(track, speech)
-            if self.crop and len(speech) > shortest:
+            if len(speech) > keep:
                 start = 0
                 if self.random_crop:
-                    choices = (len(speech) - shortest) // self.grid.shift + 1
+                    choices = (len(speech) - keep) // self.grid.shift + 1
                     start = int(torch.randint(choices, ()))
                 first = start * self.grid.shift
-                speech = speech[first : first + shortest]
-                end = start + self.grid.length(shortest)
+                speech = speech[first : first + keep]
+                end = start + self.grid.length(keep)
                 streams = {k: v[start:end] for k, v in streams.items()}
             if TRACK in streams:
                 tracks.append((utt, {TRACK: streams.pop(TRACK)}))

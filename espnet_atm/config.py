@@ -43,6 +43,9 @@ class SSLConf:
             :meth:`espnet_atm.scorer.Scorer.score`; None to read a track.
         smooth, energy_gate: what to do to a track that is read, see
             :func:`espnet_atm.confidence.refine_confidence`.
+        crop_seconds: train on a contiguous region of at most this length, from a random
+            start at each step (the paper: 32 s of segments of 32 to 64 s); None for no
+            bound.
     """
 
     masker: str
@@ -55,6 +58,7 @@ class SSLConf:
     scorer: Optional[Dict[str, Any]] = None
     smooth: int = 1
     energy_gate: Optional[float] = None
+    crop_seconds: Optional[float] = None
 
     @property
     def needs_confidence(self) -> bool:
@@ -88,6 +92,9 @@ class SSLConf:
             raise ValueError(
                 "ssl_conf.track_conf is for stored tracks; write its options under scorer"
             )
+        crop_seconds = conf.pop("crop_seconds", None)
+        if crop_seconds is not None and not _number("crop_seconds", crop_seconds) > 0:
+            raise ValueError(f"ssl_conf.crop_seconds: {crop_seconds} is not positive")
         strategy = masker_conf.pop("strategy", "high" if masker == "atm" else "random")
         if masker == "random" and strategy != "random":
             raise ValueError(
@@ -112,12 +119,14 @@ class SSLConf:
             scorer=scorer,
             smooth=track_conf.pop("smooth", 1),
             energy_gate=track_conf.pop("energy_gate", None),
+            crop_seconds=crop_seconds,
         )
         for where, left, known in (
             (
                 "ssl_conf",
                 conf,
-                "masker, masker_conf, loss_scale, loss_scale_conf, scorer, track_conf",
+                "masker, masker_conf, loss_scale, loss_scale_conf, scorer, track_conf, "
+                "crop_seconds",
             ),
             ("ssl_conf.track_conf", track_conf, "smooth, energy_gate"),
             ("ssl_conf.masker_conf", masker_conf, "mask_ratio, span, strategy"),

@@ -74,6 +74,11 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
     return FrameGrid.from_layers(layers)
 
 
+def sampling_rate(args: argparse.Namespace) -> int:
+    """Of the audio, in Hz."""
+    return humanfriendly.parse_size(str(args.frontend_conf.get("fs", 16000)))
+
+
 class ATMSSLTask(SSLTask):
     """ESPnet's SSL task; with ``ssl_conf``, masks and loss weights follow confidence."""
 
@@ -88,7 +93,7 @@ class ATMSSLTask(SSLTask):
             action=NestedDictAction,
             default=dict(),
             help="Ask2Mask: masker, masker_conf, loss_scale, loss_scale_conf, scorer, "
-            "track_conf. "
+            "track_conf, crop_seconds. "
             "Without it, ESPnet's own masking.",
         )
 
@@ -107,6 +112,9 @@ class ATMSSLTask(SSLTask):
         if args.ssl_conf:
             cls.check_ssl_conf(args)
         super().main_worker(args)
+        # ESPnet leaves it open, and one in ten runs on CPUs then aborts at its exit.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     @classmethod
     def check_labels(cls, args: argparse.Namespace) -> None:
@@ -193,8 +201,14 @@ class ATMSSLTask(SSLTask):
             return stock
         grid = encoder_grid(args)
         conf = SSLConf.parse(args.ssl_conf)
+        crop = conf.crop_seconds
         return SyncedCollateFn(
-            stock, grid, cls.track_grid(args, grid), conf.smooth, conf.energy_gate
+            stock,
+            grid,
+            cls.track_grid(args, grid),
+            conf.smooth,
+            conf.energy_gate,
+            None if crop is None else round(crop * sampling_rate(args)),
         )
 
     @classmethod
@@ -236,8 +250,7 @@ class ATMSSLTask(SSLTask):
             return model
         conf = SSLConf.parse(ssl_conf)
         logging.info(f"Ask2Mask: {conf}")
-        rate = humanfriendly.parse_size(str(args.frontend_conf.get("fs", 16000)))
-        return ATMSSLModel(model, conf, args.accum_grad, rate)
+        return ATMSSLModel(model, conf, args.accum_grad, sampling_rate(args))
 
 
 def install() -> None:

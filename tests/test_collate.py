@@ -162,6 +162,42 @@ def test_pad_keeps_the_longest_whole():
     assert batch["speech_lengths"].tolist() == [4000, 8000]
 
 
+@pytest.mark.parametrize("pad", [False, True])
+def test_no_more_than_so_much_is_trained_on(pad):
+    """A contiguous region from a random start, all streams alike; validation is whole."""
+    grid = FrameGrid.from_layers([(400, 320, 0)])
+    data = [
+        (
+            utt,
+            dict(speech=np.arange(n, dtype=np.float32), text=np.arange(grid.length(n))),
+        )
+        for utt, n in (("a", 6000), ("b", 32000))
+    ]
+    starts = set()
+    for train in (True, False):
+        stock = HuBERTCollateFn(train=train, label_downsampling=1, pad=pad)
+        function = SyncedCollateFn(stock, grid, None, crop_samples=8000)
+        for _ in range(10):
+            _, batch = function(data)
+            lengths = batch["speech_lengths"].tolist()
+            if not train:
+                assert lengths == [6000, 32000]
+                continue
+            assert lengths == ([6000, 8000] if pad else [6000, 6000])
+            speech = batch["speech"][1, : lengths[1]]
+            start = int(speech[0])
+            assert speech.tolist() == list(range(start, start + lengths[1]))
+            assert batch["text"][1, 0] * 320 == start
+            starts.add(start)
+    assert len(starts) > 5
+
+
+def test_a_crop_too_short_for_a_frame_is_refused():
+    grid = FrameGrid.from_layers([(400, 320, 0)])
+    with pytest.raises(ValueError, match="crop_seconds: 399 samples are too short"):
+        SyncedCollateFn(HuBERTCollateFn(), grid, None, crop_samples=399)
+
+
 @pytest.mark.parametrize(
     "stream, value, message",
     [

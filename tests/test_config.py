@@ -68,6 +68,8 @@ def test_defaults_are_the_papers():
             {"track_conf": {"energy_gate": -30}},
             "ssl_conf.track_conf.energy_gate: -30 is not a positive number of dB",
         ),
+        ({"crop_seconds": 0}, "ssl_conf.crop_seconds: 0 is not positive"),
+        ({"crop_seconds": "32"}, "crop_seconds: '32' is not a number"),
         ({"track_conf": {"gate": 30}}, "ssl_conf.track_conf: unknown 'gate'"),
         (
             {"track_conf": {"smooth": 5}, "scorer": SCORER},

@@ -127,14 +127,15 @@ def test_two_processes_train_without_unused_parameters(ssl_command):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     options = ["--dist_backend", "gloo", "--multiprocessing_distributed", "false"]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, *launcher, "-m", "espnet_atm", "-m", "espnet2.bin.ssl_train"]
         + command
         + options,
-        check=True,
         cwd=ROOT,
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr[-5000:]
     assert int(checkpoint(command)["global_step"]) > 0
 
 
