@@ -290,7 +290,7 @@ def test_on_slurm(recipe, slurm):
         ),
         (("--masker", "best"), "ssl_conf.masker: 'best' is not known"),
         (
-            ("--size", "l", "--masker", "best"),
+            ("--model_size", "l", "--masker", "best"),
             "--masker best (atm or random) name no config",
         ),
         (("--strategy", "best"), "strategy: 'best' is not known"),
@@ -301,10 +301,10 @@ def test_on_slurm(recipe, slurm):
         ),
         (("--head_epochs", "2"), "--head_epochs 2 leaves nothing of the 2 epochs"),
         (("--objective", "data2vec"), "--objective data2vec (hubert,"),
-        (("--size", "xxl"), "--size xxl (mini, l or xl)"),
+        (("--model_size", "xxl"), "--model_size xxl (mini, l or xl)"),
         (
             ("--train_config", "conf/train.yaml", "--objective", "best_rq"),
-            "--train_config says what --objective and --size would",
+            "--train_config says what --objective and --model_size would",
         ),
     ],
 )

@@ -67,3 +67,187 @@ def librilight(
             "voice_activity": activity,
         }
         (folder / f"{name}.json").write_text(json.dumps(meta))
+
+
+def say(file: Path, parts: list[tuple[float, np.ndarray]], seconds: float) -> None:
+    """Write a recording with speech at these times; the suffix says the format."""
+    audio = np.random.default_rng(0).standard_normal(round(seconds * RATE)) * 1e-4
+    for onset, speech in parts:
+        start = round(onset * RATE)
+        audio[start : start + len(speech)] += speech[: len(audio) - start]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    options = {} if file.suffix == ".mp3" else {"subtype": "PCM_16"}
+    kind = {".sph": "NIST"}.get(file.suffix)
+    soundfile.write(file, audio.clip(-1, 1), RATE, format=kind, **options)
+
+
+LIBRISPEECH_PARTS = {
+    "dev-clean": "84",
+    "dev-other": "116",
+    "test-clean": "61",
+    "test-other": "367",
+    "train-clean-100": "103",
+}
+
+
+def librispeech(root: Path, utterances: int = 3) -> None:
+    """``<root>/LibriSpeech``: a chapter for each part."""
+    top = root / "LibriSpeech"
+    lines = [";ID  |SEX| SUBSET           |MINUTES| NAME"]
+    for part, reader in LIBRISPEECH_PARTS.items():
+        chapter = str(1000 + int(reader))
+        folder = top / part / reader / chapter
+        texts = []
+        for number in range(utterances):
+            text, speech = sentence(reader, number)
+            utt = f"{reader}-{chapter}-{number:04d}"
+            seconds = len(speech) / RATE + 0.6
+            say(folder / f"{utt}.flac", [(0.3, speech)], seconds)
+            texts.append(f"{utt} {text}")
+        (folder / f"{reader}-{chapter}.trans.txt").write_text("\n".join(texts) + "\n")
+        lines.append(f"{reader:<5}| F | {part:<17}| 8.02  | Reader {reader}")
+    (top / "SPEAKERS.TXT").write_text("\n".join(lines) + "\n")
+    (top / "LICENSE.TXT").write_text("CC BY 4.0\n")
+
+
+AMI_MEETINGS = {"EN2001a": "train", "ES2011a": "dev", "EN2002a": "eval"}
+NXT = 'xmlns:nite="http://nite.sourceforge.net/"'
+
+
+def nxt_words(name: str, text: str, begin: float, end: float, first: int) -> list[str]:
+    """A turn's words; the first turn has a comma and a laugh, each a full stop."""
+    tokens = text.capitalize().split()
+    step = (end - begin) / len(tokens)
+    found = []
+    for i, token in enumerate(tokens):
+        span = f'starttime="{begin + i * step:.2f}" endtime="{begin + i * step + step:.2f}"'
+        point = f'starttime="{begin + i * step + step:.2f}"'
+        point += point.replace("start", " end")
+        found.append(f"<w ID {span}>{token}</w>")
+        if i == 1 and first == 0:
+            found.append(f'<w ID {point} punc="true">,</w>')
+            found.append(f'<vocalsound ID {point} type="laugh"/>')
+    found.append(f'<w ID {point} punc="true">.</w>')
+    return [
+        x.replace("ID", f'nite:id="{name}.words{first + i}"', 1)
+        for i, x in enumerate(found)
+    ]
+
+
+def ami(root: Path, turns: int = 3) -> None:
+    """``<root>/amicorpus/<meeting>/audio`` and ``<root>/annotations`` in NXT XML.
+
+    Two speakers by turns.
+    """
+    notes = root / "annotations"
+    for name in ("words", "segments", "corpusResources"):
+        (notes / name).mkdir(parents=True, exist_ok=True)
+
+    def write(folder: str, name: str, lines: list[str]) -> None:
+        (notes / folder / f"{name}.{folder}.xml").write_text(
+            "\n".join([f"<nite:root {NXT}>", *lines, "</nite:root>"]) + "\n"
+        )
+
+    described = []
+    for place, meeting in enumerate(AMI_MEETINGS):
+        now = 0.5
+        heard, words, segments = ({"A": [], "B": []} for _ in range(3))
+        for turn in range(turns):
+            for agent in "AB":
+                text, speech = sentence(f"{meeting}{agent}", turn)
+                heard[agent].append((now, speech))
+                end = now + len(speech) / RATE
+                name, first = f"{meeting}.{agent}", len(words[agent])
+                words[agent] += nxt_words(name, text, now, end, first)
+                segments[agent].append(
+                    f'<segment nite:id="{name}.sync.{turn}" transcriber_start="{now:.3f}" '
+                    f'transcriber_end="{end:.3f}"><nite:child href="{name}.words.xml#'
+                    f'id({name}.words{first})..id({name}.words{len(words[agent]) - 1})"/>'
+                    "</segment>"
+                )
+                now = end + 0.5
+        audio = root / f"amicorpus/{meeting}/audio/{meeting}"
+        speakers = ""
+        for channel, agent in enumerate("AB"):
+            write("words", f"{meeting}.{agent}", words[agent])
+            write("segments", f"{meeting}.{agent}", segments[agent])
+            speakers += (
+                f'<speaker nite:id="{meeting}_{agent}" nxt_agent="{agent}" '
+                f'channel="{channel}" global_name="FEE{place * 2 + channel + 5:03d}"/>'
+            )
+            say(Path(f"{audio}.Headset-{channel}.wav"), heard[agent], now)
+        say(Path(f"{audio}.Array1-01.wav"), heard["A"] + heard["B"], now)
+        described.append(f'<meeting observation="{meeting}">{speakers}</meeting>')
+    (notes / "corpusResources/meetings.xml").write_text(
+        f"<nite:root {NXT}>{''.join(described)}</nite:root>\n"
+    )
+
+
+def tedlium2(root: Path) -> None:
+    """``<root>/TEDLIUM_release2/{dev,test}/{sph,stm}``."""
+    for part, talk in (("dev", "AlGore_2009"), ("test", "BillGates_2010")):
+        folder = root / "TEDLIUM_release2" / part
+        (folder / "stm").mkdir(parents=True)
+        now, heard, lines = 1.0, [], []
+        for number in range(4):
+            text, speech = sentence(talk, number)
+            heard.append((now, speech))
+            end = now + len(speech) / RATE
+            words = text.lower().replace(" ", " <sil> ", 1)
+            lines.append(f"{talk} 1 {talk} {now:.2f} {end:.2f} <o,f0,male> {words}")
+            if number == 0:
+                lines.append(
+                    f"{talk} 1 inter_segment_gap {end:.2f} {end + 0.5:.2f} <o,,unknown> "
+                    "ignore_time_segment_in_scoring"
+                )
+            now = end + 0.5
+        (folder / f"stm/{talk}.stm").write_text("\n".join(lines) + "\n")
+        say(folder / f"sph/{talk}.sph", heard, now)
+
+
+def commonvoice(root: Path) -> None:
+    """``<root>/cv-corpus-5.1-2020-06-22/en``: test.tsv and clips."""
+    folder = root / "cv-corpus-5.1-2020-06-22" / "en"
+    header = (
+        "client_id path sentence up_votes down_votes age gender accent locale segment"
+    )
+    lines = ["\t".join(header.split())]
+    for number in range(4):
+        text, speech = sentence("cv", number)
+        clip = f"common_voice_en_{number + 100}.mp3"
+        say(folder / "clips" / clip, [(0.2, speech)], len(speech) / RATE + 0.5)
+        row = [f"c0ffee{number}", clip, text.capitalize() + ".", "2", "0", "", "female"]
+        lines.append("\t".join([*row, "us", "en", ""]))
+    (folder / "test.tsv").write_text("\n".join(lines) + "\n")
+
+
+def chime6(root: Path) -> None:
+    """``<root>/audio/{dev,eval}`` and ``<root>/transcriptions/{dev,eval}``."""
+    for part, session, names in (
+        ("dev", "S02", ("P05", "P06")),
+        ("eval", "S01", ("P01", "P02")),
+    ):
+        now, heard, turns = 1.0, [], []
+        for number in range(2):
+            for name in names:
+                text, speech = sentence(name, number)
+                heard.append((now, speech))
+                end = now + len(speech) / RATE
+                turns.append(
+                    {
+                        "end_time": f"0:00:{end:05.2f}",
+                        "start_time": f"0:00:{now:05.2f}",
+                        "words": text.capitalize() + ", [laughs] yeah.",
+                        "speaker": name,
+                        "ref": "U01",
+                        "location": "kitchen",
+                        "session_id": session,
+                    }
+                )
+                now = end + 0.5
+        turns.append({**turns[0], "words": "[redacted]"})
+        folder = root / "transcriptions" / part
+        folder.mkdir(parents=True)
+        (folder / f"{session}.json").write_text(json.dumps(turns, indent=1))
+        for channel in (1, 2, 3, 4):
+            say(root / "audio" / part / f"{session}_U01.CH{channel}.wav", heard, now)

@@ -34,11 +34,16 @@ max_wav_duration=40   # Maximum duration in second.
 
 # Data
 corpus=mini           # local/data_<corpus>.sh makes the sets.
+size=                 # Part of the corpus, where it has parts: of librilight, small,
+                      # medium, large or all.
 local_data_opts=      # The options given to local/data.sh.
+segment_opts=         # The options given to local/segment_<corpus>.sh.
 train_set=            # Unlabelled pool.
 valid_set=            # Held-out part of it.
 asr_train_set=        # Labelled: trains the scorer, fine-tunes the model.
 asr_valid_set=        # Labelled.
+finetune_sets=        # Fine-tune on <set>_train and <set>_dev of each of these instead;
+                      # a+b is both together.
 test_sets=            # Labelled.
 token_type=char       # Of the ASR models: char or bpe.
 nbpe=1024             # Number of word pieces.
@@ -46,14 +51,16 @@ nbpe=1024             # Number of word pieces.
 # Scorer
 scorer_config=        # config.yaml of an ESPnet ASR model with CTC; trained here if empty.
 scorer_model=         # Its .pth.
+scorer_tag=           # Or a published ESPnet model, by its name or as a packed file.
+scorer_train_config=  # ASR config of a scorer that is trained here (default: asr_config).
 score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy".
 min_confidence=       # Pre-train on utterances with at least this mean confidence.
 
 # Pre-training
 objective=            # hubert, wav2vec2, w2v_bert or best_rq (default: hubert).
-size=                 # mini, l or xl (default: mini).
+model_size=           # mini, l or xl (default: mini).
 masker=               # atm or random (default: atm).
-train_config=         # Default: conf/train.yaml; with --objective or --size,
+train_config=         # Default: conf/train.yaml; with --objective or --model_size,
                       # conf/tuning/train_<objective>_conformer_<size>_<masker>.yaml.
 mask_ratio=           # Fraction of frames masked (default: the paper's for the masker).
 span=                 # Encoded frames (default: the paper's).
@@ -90,23 +97,29 @@ Stages:
 
 Options:
     --corpus           # local/data_<corpus>.sh makes the data (default="${corpus}").
+    --size             # Part of the corpus: of librilight, small, medium, large or all.
     --skip_data_prep   # Use the data directories in data/ as they are (default="${skip_data_prep}").
     --train_set        # Unlabelled pool (default: <corpus>_unlabelled).
     --valid_set        # Held-out part of it (default: <corpus>_unlabelled_dev).
     --asr_train_set    # Labelled training set (default: <corpus>_train).
     --asr_valid_set    # Labelled validation set (default: <corpus>_dev).
-    --test_sets        # Labelled test sets (default: every data/<corpus>_test*).
+    --finetune_sets    # Fine-tune on <set>_train, validated on <set>_dev, of each of these,
+                       # e.g. "librispeech_100 ami_ihm+ami_sdm1" (default: on the
+                       # labelled training set). The first trains the scorer.
+    --test_sets        # Labelled test sets (default: those that stage 1 made).
     --objective        # hubert, wav2vec2, w2v_bert or best_rq (default: hubert).
-    --size             # mini, l (100 M parameters) or xl (600 M) (default: mini).
+    --model_size       # mini, l (100 M parameters) or xl (600 M) (default: mini).
     --masker           # atm or random (default: atm).
     --train_config     # SSL config (default: conf/train.yaml, or the one that --objective
-                       # and --size name in conf/tuning).
+                       # and --model_size name in conf/tuning).
     --mask_ratio       # Fraction of frames masked (default: 0.40 for atm, 0.49 for random).
     --span             # Encoded frames (default: 10).
     --strategy         # high, low, mixed, random or topk (default: high for atm).
     --loss_scale       # none, utterance or frame (default: none).
     --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
     --scorer_model     # Its .pth.
+    --scorer_tag       # Or a published ESPnet model, or the file that it is packed in.
+    --scorer_train_config  # ASR config of the scorer (default: that of --asr_config).
     --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
     --min_confidence   # Pre-train only on utterances with at least this mean confidence,
                        # in [0, 1] (default: on all).
@@ -136,30 +149,44 @@ dumpdir=${dumpdir:-dump/${corpus}}
 expdir=${expdir:-exp/${corpus}}
 train_set=${train_set:-${corpus}_unlabelled}
 valid_set=${valid_set:-${corpus}_unlabelled_dev}
-asr_train_set=${asr_train_set:-${corpus}_train}
-asr_valid_set=${asr_valid_set:-${corpus}_dev}
+read -r first_set _ <<< "${finetune_sets:-${corpus}}"
+scorer_train_set=${asr_train_set:-${first_set}_train}
+scorer_valid_set=${asr_valid_set:-${first_set}_dev}
 data_feats=${dumpdir}/raw
-if [ -z "${train_config}${objective}${size}" ]; then
+if [ -z "${train_config}${objective}${model_size}" ]; then
     train_config=conf/train.yaml
 elif [ -z "${train_config}" ]; then
     objective=${objective:-hubert}
     masker=${masker:-atm}
-    size=${size:-mini}
-    train_config=conf/tuning/train_${objective}_conformer_${size}_${masker}.yaml
+    model_size=${model_size:-mini}
+    train_config=conf/tuning/train_${objective}_conformer_${model_size}_${masker}.yaml
     [ -s "${train_config}" ] || die "no ${train_config}: --objective ${objective} (hubert," \
-        "wav2vec2, w2v_bert or best_rq), --size ${size} (mini, l or xl) and --masker" \
+        "wav2vec2, w2v_bert or best_rq), --model_size ${model_size} (mini, l or xl) and --masker" \
         "${masker} (atm or random) name no config"
-elif [ -n "${objective}${size}" ]; then
-    die "--train_config says what --objective and --size would: leave them out"
+elif [ -n "${objective}${model_size}" ]; then
+    die "--train_config says what --objective and --model_size would: leave them out"
+fi
+scorer_train_config=${scorer_train_config:-${asr_config}}
+if [ -n "${scorer_tag}" ]; then
+    [ -z "${scorer_config}${scorer_model}" ] \
+        || die "--scorer_tag says what --scorer_config and --scorer_model would: leave them out"
+    found=$(python3 local/download_model.py "${scorer_tag}") \
+        || die "--scorer_tag ${scorer_tag}: no such model could be had"
+    { read -r scorer_config && read -r scorer_model; } <<< "${found}"
 fi
 if [ -n "${scorer_config}${scorer_model}" ]; then
     { [ -n "${scorer_config}" ] && [ -n "${scorer_model}" ]; } \
         || die "--scorer_config and --scorer_model go together"
 fi
-for file in "${train_config}" "${asr_config}" "${inference_config}" \
-    ${scorer_config} ${scorer_model}; do
-    [ -s "${file}" ] || die "no such file: ${file}"
+for file in "${train_config}" "${asr_config}" "${scorer_train_config}" \
+    "${inference_config}" "${scorer_config}" "${scorer_model}"; do
+    [ -z "${file}" ] || [ -s "${file}" ] || die "no such file: ${file}"
 done
+# The extension has the loss of transducers.
+asr_python=python3
+if grep -q '^decoder: *transducer' "${asr_config}" "${scorer_train_config}"; then
+    asr_python=${python}
+fi
 asr_epochs=${asr_max_epoch:-$(awk '/^max_epoch:/ {print $2}' "${asr_config}")}
 asr_epochs=${asr_epochs:-40}  # ESPnet's default
 [ "${head_epochs}" -lt "${asr_epochs}" ] \
@@ -229,10 +256,11 @@ ssl_sh() {
 
 asr_sh() {
     ./asr.sh --nj "${nj}" --inference_nj "${nj}" --ngpu "${ngpu}" \
-        --dumpdir "${dumpdir}" --expdir "${expdir}" --lang "${corpus}" \
-        --asr_stats_dir "${expdir}/asr_stats" --feats_normalize utterance_mvn \
+        --dumpdir "${dumpdir}" --expdir "${expdir}" --lang "${asr_lang}" \
+        --asr_stats_dir "${asr_stats}" --feats_normalize utterance_mvn \
         --audio_format "${audio_format}" --fs "${fs}" \
         --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}" \
+        --python "${asr_python}" \
         --token_type "${token_type}" --nbpe "${nbpe}" --use_lm false \
         --bpe_train_text "data/${asr_train_set}/text" \
         --asr_config "${asr_config}" \
@@ -254,24 +282,61 @@ if runs 1; then
         # shellcheck disable=SC2086
         (
             flock 9  # held by what an earlier, killed run left running
-            local/data.sh --corpus "${corpus}" --nj "${nj}" ${local_data_opts}
+            local/data.sh --corpus "${corpus}" --nj "${nj}" ${size:+--size ${size}} \
+                ${local_data_opts}
         ) 9> "data/.${corpus}.lock"
+    fi
+    for name in ${finetune_sets}; do
+        if [[ ${name} = *+* ]]; then
+            for part in train dev; do
+                dirs=
+                for one in ${name//+/ }; do
+                    dirs+=" data/${one}_${part}"
+                done
+                # shellcheck disable=SC2086
+                utils/combine_data.sh "data/${name}_${part}" ${dirs}
+            done
+        fi
+    done
+fi
+
+if runs 2; then
+    if [ -x "local/segment_${corpus}.sh" ] && ! "${skip_data_prep}"; then
+        log "Stage 2: Cut the recordings of ${corpus} into segments"
+        # shellcheck disable=SC2086
+        (
+            flock 9
+            "local/segment_${corpus}.sh" --nj "${nj}" ${segment_opts}
+        ) 9> "data/.${corpus}.lock"
+    else
+        log "Stage 2: Nothing to cut: the recordings of ${corpus} are utterances"
     fi
 fi
 
-if [ -z "${test_sets}" ]; then
+if [ "${stop_stage}" -le 2 ]; then
+    log "Successfully finished. [elapsed=${SECONDS}s]"
+    exit 0
+fi
+if [ -z "${test_sets}" ] && [ -s "data/local/${corpus}/test_sets" ]; then
+    test_sets=$(cat "data/local/${corpus}/test_sets")
+elif [ -z "${test_sets}" ]; then
     for dir in "data/${corpus}_test"*; do
         [ -d "${dir}" ] && test_sets+="${dir##*/} "
     done
-    [ -n "${test_sets}" ] || die "no test set: name them by --test_sets, or run stage 1" \
-        "(there is no data/${corpus}_test*)"
 fi
+[ -n "${test_sets}" ] || die "no test set: name them by --test_sets, or run stage 1" \
+    "(there is no data/${corpus}_test*)"
 unlabelled_sets="${train_set} ${valid_set}"
-labelled_sets="${asr_train_set} ${asr_valid_set} ${test_sets}"
+trained_sets="${scorer_train_set} ${scorer_valid_set}"
+for name in ${finetune_sets}; do
+    trained_sets+=" ${name}_train ${name}_dev"
+done
+trained_sets=$(tr ' ' '\n' <<< "${trained_sets}" | sort -u)
+labelled_sets="${trained_sets} ${test_sets}"
 for dset in ${unlabelled_sets} ${labelled_sets}; do
     [ -s "data/${dset}/wav.scp" ] || die "data/${dset}/wav.scp is missing or empty: run" \
-        "stage 1, or name your own sets (--train_set, --valid_set, --asr_train_set," \
-        "--asr_valid_set, --test_sets)"
+        "stages 1 and 2, or name your own sets (--train_set, --valid_set, --asr_train_set," \
+        "--asr_valid_set, --finetune_sets, --test_sets)"
 done
 for dset in ${labelled_sets}; do
     [ -s "data/${dset}/text" ] || die "data/${dset}/text is missing or empty"
@@ -291,15 +356,29 @@ sets_key() {
 pool_key=$(sets_key ${unlabelled_sets})
 # shellcheck disable=SC2086
 test_key=$(sets_key ${test_sets})
-data_key=$(make_key "${pool_key}" "${test_key}" \
-    "$(sets_key "${asr_train_set}" "${asr_valid_set}")")
-tokens_key=$(make_key "$(sets_key "${asr_train_set}" "${asr_valid_set}")" \
-    "${token_type} ${nbpe}")
-asr_key=$(make_key "${tokens_key}" "$(cat "${asr_config}")" "${asr_max_epoch} ${asr_args}")
+# shellcheck disable=SC2086
+data_key=$(make_key "${pool_key}" "${test_key}" "$(sets_key ${trained_sets})")
 
-if runs 2; then
-    log "Stage 2: Nothing to cut: the recordings of ${corpus} are utterances"
-fi
+# use_labelled [SET]: what asr.sh trains on from here: <SET>_train and <SET>_dev, or what
+# the scorer is trained on. Equal sets have the same tokens and statistics.
+use_labelled() {
+    asr_train_set=${1:+${1}_train}
+    asr_train_set=${asr_train_set:-${scorer_train_set}}
+    asr_valid_set=${1:+${1}_dev}
+    asr_valid_set=${asr_valid_set:-${scorer_valid_set}}
+    local own=${1:+_$1}
+    if [ "${asr_train_set} ${asr_valid_set}" = "${scorer_train_set} ${scorer_valid_set}" ]; then
+        own=
+    fi
+    asr_stats=${expdir}/asr_stats${own}
+    asr_lang=${corpus}${own}
+    tokens_key=$(make_key "$(sets_key "${asr_train_set}" "${asr_valid_set}")" \
+        "${token_type} ${nbpe}")
+    asr_key=$(make_key "${tokens_key}" "$(cat "${asr_config}")" "${asr_max_epoch} ${asr_args}")
+}
+use_labelled
+scorer_key=$(make_key "${tokens_key}" "$(cat "${scorer_train_config}")" \
+    "${asr_max_epoch} ${asr_args}")
 
 format_data() {
     ssl_sh --stage 3 --stop_stage 3
@@ -308,7 +387,17 @@ format_data() {
         awk '{print $1 " unlabelled"}' "${data_feats}/org/${dset}/wav.scp" \
             > "${data_feats}/org/${dset}/text"
     done
-    asr_sh --stage 3 --stop_stage 3
+    for_every_labelled_set 3
+}
+# asr.sh takes one training set and one validation set at a time, and wants a test set.
+for_every_labelled_set() {
+    local tests=${test_sets} name
+    for name in "" ${finetune_sets}; do
+        use_labelled ${name}
+        [ "${name:+${asr_lang}}" = "${corpus}" ] && continue  # the scorer's own
+        test_sets=${tests:-${asr_valid_set}} asr_sh --stage "$1" --stop_stage "$1"
+        tests=
+    done
 }
 if runs 3; then
     log "Stage 3: Format wav.scp: data/ -> ${data_feats}"
@@ -317,8 +406,8 @@ fi
 
 drop_data() {
     ssl_sh --stage 4 --stop_stage 4
-    asr_sh --stage 4 --stop_stage 4
-    for dset in ${unlabelled_sets} ${asr_train_set} ${asr_valid_set}; do
+    for_every_labelled_set 4
+    for dset in ${unlabelled_sets} ${trained_sets}; do
         _all=$(wc -l < "${data_feats}/org/${dset}/wav.scp")
         _kept=$(wc -l < "${data_feats}/${dset}/wav.scp")
         log "${dset}: ${_kept} of ${_all} utterances kept; $((_all - _kept)) are shorter" \
@@ -336,19 +425,19 @@ fi
 scorer_exp=${expdir}/asr_scorer
 tokens_and_stats() { asr_sh --stage 5 --stop_stage 10 --asr_tag scorer; }
 train_scorer() {
-    asr_sh --stage 11 --stop_stage 11 --asr_tag scorer
+    asr_config=${scorer_train_config} asr_sh --stage 11 --stop_stage 11 --asr_tag scorer
 }
 if runs 5; then
-    log "Stage 5: Scorer: ${scorer_model:-trained on ${asr_train_set}}"
-    run_once "${expdir}/asr_stats" tokens_and_stats "${tokens_key}" tokens_and_stats
+    log "Stage 5: Scorer: ${scorer_model:-trained on ${scorer_train_set}}"
+    run_once "${asr_stats}" tokens_and_stats "${tokens_key}" tokens_and_stats
     if [ -z "${scorer_model}" ]; then
-        run_once "${scorer_exp}" train "${asr_key}" train_scorer
+        run_once "${scorer_exp}" train "${scorer_key}" train_scorer
     fi
 fi
 own_scorer=false
 if [ -z "${scorer_model}" ]; then
     own_scorer=true
-    [ "${stop_stage}" -le 5 ] || need 5 "${scorer_exp}" "${asr_key}"
+    [ "${stop_stage}" -le 5 ] || need 5 "${scorer_exp}" "${scorer_key}"
     scorer_config=${scorer_exp}/config.yaml
     scorer_model=${scorer_exp}/${inference_asr_model}
 fi
@@ -462,11 +551,8 @@ fi
 
 ssl_tag=$(basename "${ssl_config}" .yaml)
 ssl_exp=${expdir}/ssl_${ssl_tag}_raw  # the name that ssl.sh gives it
-asr_exp=${expdir}/asr_${ssl_tag}
 ssl_key=$(make_key "${pool_key}" "${score_key}" "$(cat "${ssl_config}")" \
     "${ssl_max_epoch} ${ssl_args}")
-finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}" \
-    "${head_epochs} ${head_args}")
 
 ssl_stage() {
     local _opts="--normalize utterance_mvn " dset mode tokens=none
@@ -504,13 +590,24 @@ fi
 
 # ========================== Fine-tuning and evaluation ==========================
 
-finetune() {
+# use_finetuning [SET]: the model that is fine-tuned on it.
+use_finetuning() {
+    use_labelled "$@"
+    asr_tag=${ssl_tag}${1:+_$1}
+    asr_exp=${expdir}/asr_${asr_tag}
+    finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}" \
+        "${head_epochs} ${head_args}")
+}
+export_ssl() {
     python3 -m espnet_atm.bin.export_ssl \
         --ssl_train_config "${ssl_exp}/config.yaml" \
         --ssl_model_file "${ssl_exp}/${inference_ssl_model}" \
         --output_dir "${ssl_exp}/export"
+}
+finetune() {
+    local config=${expdir}/conf/asr_${asr_tag}.yaml pretrained
+    export_ssl
     _pth=$(basename "$(readlink -f "${ssl_exp}/${inference_ssl_model}")")
-    local config=${expdir}/conf/asr_${ssl_tag}.yaml pretrained
     pretrained=$(python3 local/make_asr_config.py --asr_config "${asr_config}" \
         --ssl_config "${ssl_exp}/export/config.yaml" \
         --ssl_model "${ssl_exp}/export/${_pth}" --output "${config}")
@@ -522,20 +619,24 @@ finetune() {
         train_head() {
             asr_config=${config} asr_max_epoch=${head_epochs} \
                 asr_args="${asr_args} ${head_args} --freeze_param ${frozen}" \
-                asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}_head" \
+                asr_sh --stage 11 --stop_stage 11 --asr_tag "${asr_tag}_head" \
                     --pretrained_model "${pretrained}"
         }
         run_once "${asr_exp}_head" train "${finetune_key}" train_head
         pretrained=${asr_exp}_head/latest.pth
     fi
     asr_config=${config} asr_max_epoch=$((asr_epochs - head_epochs)) \
-        asr_sh --stage 11 --stop_stage 11 --asr_tag "${ssl_tag}" \
+        asr_sh --stage 11 --stop_stage 11 --asr_tag "${asr_tag}" \
             --pretrained_model "${pretrained}"
 }
 if runs 11; then
-    log "Stage 11: Export; fine-tune on ${asr_train_set}"
     need 10 "${ssl_exp}" "${ssl_key}"
-    run_once "${asr_exp}" train "${finetune_key}" finetune
+    for name in ${finetune_sets:-""}; do
+        use_finetuning ${name}
+        log "Stage 11: Export; fine-tune on ${asr_train_set}"
+        run_once "${asr_stats}" tokens_and_stats "${tokens_key}" tokens_and_stats
+        run_once "${asr_exp}" train "${finetune_key}" finetune
+    done
 fi
 
 # asr.sh scores with sclite, from Debian's sctk; local/results.py has its own way without.
@@ -544,23 +645,27 @@ last_asr_stage=12
 decode() {
     asr_sh --stage 12 --stop_stage "${last_asr_stage}" --asr_tag "${decoded_tag}"
 }
+# decode_once TAG KEY: decode the test sets with a model, into RESULTS.md.
+decode_once() {
+    decoded_tag=$1
+    run_once "${expdir}/asr_$1" decode "$(make_key "$2" "${inference_asr_model}" \
+        "$(cat "${inference_config}")" "${test_key}")" decode
+    # shellcheck disable=SC2086
+    python3 local/results.py --corpus "${corpus}" --run "$1" \
+        --data_dir "${data_feats}" --decode_dir "${expdir}/asr_$1/decode" \
+        --results RESULTS.md ${test_sets}
+}
 if runs 12; then
     log "Stage 12: Decode and score ${test_sets}"
-    need 11 "${asr_exp}" "${finetune_key}"
-    runs_to_decode="${ssl_tag}"
     # What pre-training has to beat: the same model without it.
-    ! "${own_scorer}" || runs_to_decode="scorer ${ssl_tag}"
-    for decoded_tag in ${runs_to_decode}; do
-        [ "${decoded_tag}" = scorer ] && _key=${asr_key} || _key=${finetune_key}
-        run_once "${expdir}/asr_${decoded_tag}" decode \
-            "$(make_key "${_key}" "${inference_asr_model}" "$(cat "${inference_config}")" \
-                "${test_key}")" decode
-    done
-    for decoded_tag in ${runs_to_decode}; do
-        # shellcheck disable=SC2086
-        python3 local/results.py --corpus "${corpus}" --run "${decoded_tag}" \
-            --data_dir "${data_feats}" --decode_dir "${expdir}/asr_${decoded_tag}/decode" \
-            --results RESULTS.md ${test_sets}
+    if "${own_scorer}"; then
+        use_labelled
+        decode_once scorer "${scorer_key}"
+    fi
+    for name in ${finetune_sets:-""}; do
+        use_finetuning ${name}
+        need 11 "${asr_exp}" "${finetune_key}"
+        decode_once "${asr_tag}" "${finetune_key}"
     done
     python3 local/results.py --corpus "${corpus}" --results RESULTS.md
     log "Confidence report: ${PWD}/${confidence_dir}/report/report.html"

@@ -3,6 +3,11 @@
 
 FILLETS=downloads  # or a directory with the Debian packages fillets-ng-data{,-nl,-cs}, as .deb files or unpacked
 
-# LIBRILIGHT=
-# LIBRISPEECH=
-# AMI=
+# For --corpus librilight. A labelled corpus that is not set is left out.
+LIBRILIGHT=       # the folder that holds small, medium and large
+LIBRISPEECH=      # the folder that holds LibriSpeech, or dev-clean, train-clean-100, ...
+AMI=              # the folder that holds amicorpus, or the meetings
+AMI_ANNOTATIONS=  # ami_public_manual_1.6.2, unzipped, if it is not AMI's annotations
+TEDLIUM2=         # the folder that holds TEDLIUM_release2
+COMMONVOICE=      # the folder that holds cv-corpus-*/en
+CHIME6=           # the folder that holds audio and transcriptions

@@ -1,0 +1,228 @@
+#!/usr/bin/env bash
+# The labelled corpora that db.sh names, through the data preparation of ESPnet's own recipes.
+# They fill data/<set>_{train,dev} for fine-tuning, and the evaluation sets, whose names are left in <list>.
+set -e
+set -u
+set -o pipefail
+
+log() {
+    local fname=${BASH_SOURCE[1]##*/}
+    echo -e "$(date '+%Y-%m-%dT%H:%M:%S') (${fname}:${BASH_LINENO[0]}:${FUNCNAME[1]}) $*"
+}
+SECONDS=0
+
+data_dir=data
+
+log "$0 $*"
+. utils/parse_options.sh
+if [ $# -ne 1 ]; then
+    log "Usage: $0 [--data_dir DIR] <list of evaluation sets to write>"
+    exit 2
+fi
+list=$1
+
+. ./path.sh
+. ./cmd.sh
+. ./db.sh
+
+espnet_root=${ATM_ESPNET_ROOT:-$(readlink -f ../../TEMPLATE)/../..}
+recipe=${PWD}
+data_dir=$(readlink -f "${data_dir}")
+work=${data_dir}/local/stock
+
+fail() {
+    log "Error: $*" 1>&2
+    exit 1
+}
+
+# enter NAME RECIPE PATH: a folder in which the stock recipe's local/ runs, with the corpus
+# as corpus/: the stock scripts do not bear a path with spaces.
+enter() {
+    local name=$1 stock=${espnet_root}/egs2/$2 path=$3
+    [ -d "${stock}/local" ] || fail "${name}: ${stock}/local is not there"
+    [ -d "${path}" ] || fail "${name}: db.sh names ${path}, which is no directory"
+    rm -rf "${work:?}/${name}"
+    mkdir -p "${work}/${name}/bin"
+    cd "${work}/${name}"
+    ln -s "$(readlink -f "${stock}/local")" local
+    ln -s "$(readlink -f "${path}")" corpus
+    local x
+    for x in steps scripts pyscripts cmd.sh; do
+        ln -s "$(readlink -f "${recipe}/${x}")" "${x}"
+    done
+    mkdir utils
+    ln -s "$(readlink -f "${recipe}/utils")"/* utils
+    if [ ! -e utils/make_absolute.sh ]; then  # Kaldi's, which ESPnet's CHiME-6 recipe calls
+        printf '#!/bin/sh\nrealpath -s "$1"\n' > utils/make_absolute.sh
+        chmod +x utils/make_absolute.sh
+    fi
+    echo ":" | tee path.sh > db.sh  # environment and path are there already
+    : > test_sets
+    # The stock scripts ask for programs that read audio, only to write them into pipes,
+    # which read_directly takes out again.
+    for x in flac ffmpeg sph2pipe sox; do
+        ln -s "$(type -P false)" "bin/${x}"
+    done
+    export PATH=${PWD}/bin:${PATH}
+}
+
+# read_directly DIR: take the programs out of wav.scp; ESPnet reads FLAC, WAV, SPHERE and MP3.
+read_directly() {
+    sed -i -E \
+        -e 's: sox -c 1 -t wavpcm -e signed-integer (.*) -t wavpcm - \|$: \1:' \
+        -e 's: sph2pipe -f wav -p (.*) \|$: \1:' \
+        -e 's: ffmpeg -i (.*) -f wav -ar 16000 -ab 16 -ac 1 - \|$: \1:' "$1/wav.scp"
+    sed -i -E "s:^(\S+) (corpus/.*)$:\1 ${PWD}/\2:" "$1/wav.scp"
+    ! grep -q '|$' "$1/wav.scp" || fail "$1/wav.scp has a pipe: $(grep -m 1 '|$' "$1/wav.scp")"
+}
+
+# publish DIR SET: put a directory of the stock recipe into data/, its text normalised.
+publish() {
+    local staged=${work}/staged/$2
+    rm -rf "${staged}"
+    mkdir -p "${work}/staged"
+    read_directly "$1"
+    utils/copy_data_dir.sh --validate_opts "--non-print" "$1" "${staged}"
+    rm -f "${staged}"/{stm,glm,utt2spk_stm,spk2gender,utt2gender,reco2file_and_channel}
+    python3 "${recipe}/local/normalise_text.py" < "$1/text" > "${staged}/text"
+    utils/fix_data_dir.sh "${staged}"
+    rm -rf "${staged}/.backup"
+    [ -s "${staged}/text" ] || fail "$2: no utterance is left"
+    rm -rf "${data_dir:?}/$2"
+    mv "${staged}" "${data_dir}/$2"
+    log "$2: $(wc -l < "${data_dir}/$2/text") of $(wc -l < "$1/text") utterances"
+}
+evaluate() {
+    publish "$1" "$2"
+    echo "$2" >> test_sets
+}
+
+librispeech() {
+    local root=corpus part
+    [ ! -d corpus/LibriSpeech ] || root=corpus/LibriSpeech
+    for part in dev-clean dev-other test-clean test-other train-clean-100 train-clean-360 \
+        train-other-500; do
+        if [ -d "${root}/${part}" ]; then
+            local/data_prep.sh "${PWD}/${root}/${part}" "data/${part//-/_}"
+        elif [[ ${part} = train-*60 || ${part} = train-other-* ]]; then
+            log "LibriSpeech: no ${part}: librispeech_960 is not made"
+        else
+            fail "LibriSpeech: ${LIBRISPEECH} has no ${part}"
+        fi
+    done
+    utils/combine_data.sh data/dev data/dev_clean data/dev_other
+    publish data/train_clean_100 librispeech_100_train
+    publish data/dev librispeech_100_dev
+    if [ -d data/train_clean_360 ] && [ -d data/train_other_500 ]; then
+        utils/combine_data.sh data/train_960 data/train_{clean_100,clean_360,other_500}
+        publish data/train_960 librispeech_960_train
+        publish data/dev librispeech_960_dev
+    fi
+    for part in dev_clean dev_other test_clean test_other; do
+        evaluate "data/${part}" "librispeech_${part}"
+    done
+}
+
+ami() {
+    local root=corpus annotations=${AMI_ANNOTATIONS:-} mic dset
+    [ ! -d corpus/amicorpus ] || root=corpus/amicorpus
+    for dir in "${AMI}/annotations" "${AMI}/ami_public_manual_1.6.2" \
+        "${AMI}/ami_public_manual_1.6.1" "${AMI}"; do
+        [ -n "${annotations}" ] || [ ! -d "${dir}/words" ] || annotations=${dir}
+    done
+    [ -d "${annotations}/words" ] || fail "AMI: no words/ with NXT XML in ${AMI}/annotations:" \
+        "unzip ami_public_manual_1.6.2.zip there, or set AMI_ANNOTATIONS in db.sh"
+    mkdir -p data/local/{annotations,downloads}
+    python3 "${recipe}/local/ami.py" transcripts --annotations "${annotations}" \
+        --amicorpus "${root}/" data/local/annotations/transcripts1
+    local/ami_split_segments.pl data/local/annotations/transcripts{1,2} \
+        > data/local/annotations/split_segments.log 2>&1
+    for mic in ihm sdm1; do
+        for dset in train dev eval; do
+            grep -f "local/split_${dset}.orig" data/local/annotations/transcripts2 \
+                > "data/local/annotations/${dset}.all" || true
+            python3 "${recipe}/local/ami.py" select --amicorpus "${root}/" --mic "${mic}" \
+                "data/local/annotations/${dset}".{all,txt}
+            if [ ! -s "data/local/annotations/${dset}.txt" ]; then
+                log "AMI: no ${dset} utterance with audio for ${mic}: ami_${mic}_${dset} is not made"
+            elif [ "${dset}" = train ]; then
+                "local/ami_${mic//[0-9]/}_data_prep.sh" "${PWD}/${root}/" "${mic}"
+                publish "data/${mic}/train_orig" "ami_${mic}_train"
+            else
+                "local/ami_${mic//[0-9]/}_scoring_data_prep.sh" "${PWD}/${root}/" "${mic}" "${dset}"
+                publish "data/${mic}/${dset}_orig" "ami_${mic}_${dset}"
+                [ "${dset}" = dev ] || echo "ami_${mic}_eval" >> test_sets
+            fi
+        done
+    done
+}
+
+tedlium2() {
+    # prepare_data.sh goes over dev, test and train, in this order; train is not needed.
+    mkdir -p data
+    local/prepare_data.sh "${PWD}/corpus" || [ -s data/test.orig/segments ] \
+        || fail "TED-LIUM: ${TEDLIUM2}/TEDLIUM_release2 has no dev and test"
+    for dset in dev test; do
+        utils/data/modify_speaker_info.sh --seconds-per-spk-max 180 "data/${dset}.orig" \
+            "data/${dset}"
+        evaluate "data/${dset}" "tedlium2_${dset}"
+    done
+}
+
+commonvoice() {
+    local tsv
+    tsv=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort | tail -n 1)
+    [ -n "${tsv}" ] || fail "Common Voice: no en/test.tsv in ${COMMONVOICE}"
+    mkdir -p data
+    local/data_prep.pl "$(dirname "${tsv}")" test data/test_en
+    evaluate data/test_en commonvoice_test
+}
+
+chime6() {
+    # The first array's first channel: the others of an utterance are the same speech.
+    for dset in dev eval; do
+        [ -d "corpus/audio/${dset}" ] || fail "CHiME-6: ${CHIME6} has no audio/${dset}"
+        local/prepare_data.sh --mictype u01 "${PWD}/corpus/audio/${dset}" \
+            "${PWD}/corpus/transcriptions/${dset}" "data/${dset}_u01"
+        grep '\.CH1-' "data/${dset}_u01/utt2spk" > "data/${dset}_u01/first"
+        utils/subset_data_dir.sh --utt-list "data/${dset}_u01/first" "data/${dset}_u01" \
+            "data/${dset}"
+        evaluate "data/${dset}" "chime6_${dset}"
+    done
+}
+
+: > "${list}.partial"
+made= unset_= failed=
+for corpus in librispeech:LIBRISPEECH:librispeech/asr1 ami:AMI:ami/asr1 \
+    tedlium2:TEDLIUM2:tedlium2/asr1 commonvoice:COMMONVOICE:commonvoice/asr1 \
+    chime6:CHIME6:chime6/asr1; do
+    IFS=: read -r name variable stock <<< "${corpus}"
+    path=${!variable:-}
+    if [ -z "${path}" ]; then
+        unset_+=" ${variable}"
+        continue
+    fi
+    log "${name}: preparing ${path}; log: ${work}/${name}.log"
+    mkdir -p "${work}"
+    # In a process of its own: what goes wrong in one corpus does not stop the others.
+    set +e
+    (
+        set -e
+        enter "${name}" "${stock}" "${path}"
+        "${name}"
+    ) > "${work}/${name}.log" 2>&1
+    code=$?
+    set -e
+    grep -E '^(AMI: )|: [0-9]+ of [0-9]+ utterances|: no .* is not made' "${work}/${name}.log" || true
+    if [ "${code}" -eq 0 ]; then
+        made+=" ${name}"
+        cat "${work}/${name}/test_sets" >> "${list}.partial"
+    else
+        failed+=" ${name}"
+        log "Error: ${name} could not be prepared from ${path}:"
+        tail -n 5 "${work}/${name}.log"
+    fi
+done
+mv "${list}.partial" "${list}"
+log "Labelled corpora: $(wc -w <<< "${made}") prepared (${made:- none}), $(wc -w <<< "${failed}")" \
+    "failed (${failed:- none}), $(wc -w <<< "${unset_}") not set in db.sh (${unset_:- none})"
