@@ -35,9 +35,10 @@ def main() -> None:
     module = sys.argv[2]
     sys.argv = sys.argv[2:]
     if uses_a_task(module):
-        from espnet_atm.task import install
+        from espnet_atm import task, transducer
 
-        install()
+        task.install()
+        transducer.install()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -6,7 +6,6 @@ from typing import Optional, Tuple, Union
 import humanfriendly
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
-from espnet2.tasks.asr import ASRTask
 
 from espnet_atm.confidence import frame_confidence, refine_confidence
 from espnet_atm.frames import (
@@ -15,6 +14,7 @@ from espnet_atm.frames import (
     measured_grid,
     subsampling_layers,
 )
+from espnet_atm.transducer import ASRTask  # also reads a transducer that has a CTC head
 
 
 class Scorer:

@@ -6,6 +6,7 @@ import yaml
 from conftest import RECIPE
 
 from espnet_atm.task import ATMSSLTask, encoder_grid
+from espnet_atm.transducer import ASRTask
 
 TUNING = RECIPE / "conf" / "tuning"
 OBJECTIVES = ("hubert", "wav2vec2", "w2v_bert", "best_rq")
@@ -63,9 +64,28 @@ def test_atm_and_random_differ_in_the_masker_only(objective, size):
         yaml.safe_load(path(objective, size, masker).read_text())
         for masker in ("atm", "random")
     )
-    assert atm.pop("ssl_conf") == {"masker": "atm"}
-    assert random.pop("ssl_conf") == {"masker": "random"}
+    crop = {} if size == "mini" else {"crop_seconds": 32}
+    assert atm.pop("ssl_conf") == {"masker": "atm", **crop}
+    assert random.pop("ssl_conf") == {"masker": "random", **crop}
     assert atm == random
+
+
+@pytest.mark.parametrize(
+    "name, millions",
+    [("mini", 1.2), ("mini_rnnt", 1.4), ("l", 106), ("l_rnnt", 115)],
+)
+def test_asr_configs_build(name, millions, tmp_path):
+    tokens = tmp_path / "tokens.txt"
+    count = 30 if "mini" in name else 1024
+    tokens.write_text("".join(f"{x}\n" for x in ["<blank>", *range(count), "<sos/eos>"]))
+    file = TUNING / f"train_asr_conformer_{name}.yaml"
+    args = ASRTask.get_parser().parse_args(
+        ["--config", str(file), "--token_list", str(tokens)]
+    )
+    with torch.device("meta"):
+        model = ASRTask.build_model(args)
+    found = sum(p.numel() for p in model.parameters()) / 1e6
+    assert found == pytest.approx(millions, rel=0.1)
 
 
 def test_train_yaml_is_what_the_recipe_takes_by_default():

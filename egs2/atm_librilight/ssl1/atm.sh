@@ -80,7 +80,7 @@ asr_args=                        # Further arguments of asr_train.
 head_epochs=0                    # Epochs of fine-tuning with the encoder frozen, so that
                                  # only the new output layer learns. Within max_epoch.
 head_args="--optim_conf lr=0.01 --scheduler none"  # Their arguments of asr_train.
-inference_config=conf/decode_ctc.yaml
+inference_config=                # Default: conf/decode_ctc.yaml, or decode_rnnt.yaml.
 inference_asr_model=valid.loss.best.pth
 
 help_message=$(cat << EOF
@@ -182,10 +182,10 @@ for file in "${train_config}" "${asr_config}" "${scorer_train_config}" \
     "${inference_config}" "${scorer_config}" "${scorer_model}"; do
     [ -z "${file}" ] || [ -s "${file}" ] || die "no such file: ${file}"
 done
-# The extension has the loss of transducers.
+is_transducer() { grep -q '^decoder: *transducer' "$1"; }
 asr_python=python3
-if grep -q '^decoder: *transducer' "${asr_config}" "${scorer_train_config}"; then
-    asr_python=${python}
+if is_transducer "${asr_config}" || is_transducer "${scorer_train_config}"; then
+    asr_python=${python}  # the extension has their loss
 fi
 asr_epochs=${asr_max_epoch:-$(awk '/^max_epoch:/ {print $2}' "${asr_config}")}
 asr_epochs=${asr_epochs:-40}  # ESPnet's default
@@ -643,13 +643,17 @@ fi
 last_asr_stage=12
 ! command -v sclite > /dev/null || last_asr_stage=13
 decode() {
-    asr_sh --stage 12 --stop_stage "${last_asr_stage}" --asr_tag "${decoded_tag}"
+    inference_config=${decode_config} asr_sh --stage 12 --stop_stage "${last_asr_stage}" --asr_tag "${decoded_tag}"
 }
-# decode_once TAG KEY: decode the test sets with a model, into RESULTS.md.
+# decode_once TAG KEY CONFIG: decode the test sets with a model, into RESULTS.md.
 decode_once() {
     decoded_tag=$1
+    decode_config=${inference_config:-conf/decode_ctc.yaml}
+    if [ -z "${inference_config}" ] && is_transducer "$3"; then
+        decode_config=conf/decode_rnnt.yaml
+    fi
     run_once "${expdir}/asr_$1" decode "$(make_key "$2" "${inference_asr_model}" \
-        "$(cat "${inference_config}")" "${test_key}")" decode
+        "$(cat "${decode_config}")" "${test_key}")" decode
     # shellcheck disable=SC2086
     python3 local/results.py --corpus "${corpus}" --run "$1" \
         --data_dir "${data_feats}" --decode_dir "${expdir}/asr_$1/decode" \
@@ -660,12 +664,12 @@ if runs 12; then
     # What pre-training has to beat: the same model without it.
     if "${own_scorer}"; then
         use_labelled
-        decode_once scorer "${scorer_key}"
+        decode_once scorer "${scorer_key}" "${scorer_train_config}"
     fi
     for name in ${finetune_sets:-""}; do
         use_finetuning ${name}
         need 11 "${asr_exp}" "${finetune_key}"
-        decode_once "${asr_tag}" "${finetune_key}"
+        decode_once "${asr_tag}" "${finetune_key}" "${asr_config}"
     done
     python3 local/results.py --corpus "${corpus}" --results RESULTS.md
     log "Confidence report: ${PWD}/${confidence_dir}/report/report.html"
