@@ -594,6 +594,7 @@ fi
 use_finetuning() {
     use_labelled "$@"
     asr_tag=${ssl_tag}${1:+_$1}
+    ! is_transducer "${asr_config}" || asr_tag+=_rnnt
     asr_exp=${expdir}/asr_${asr_tag}
     finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}" \
         "${head_epochs} ${head_args}")
