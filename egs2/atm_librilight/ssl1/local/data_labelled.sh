@@ -123,6 +123,13 @@ librispeech() {
     done
 }
 
+# The stock recipe calls a whole meeting a speaker for the distant microphone, and then the
+# sets of two microphones cannot be sorted together.
+ami_speakers() {
+    awk '{speaker = $1; sub(/_[0-9]+_[0-9]+$/, "", speaker); print $1, speaker}' \
+        "$1/text" > "$1/utt2spk"
+    utils/utt2spk_to_spk2utt.pl "$1/utt2spk" > "$1/spk2utt"
+}
 ami() {
     local root=corpus annotations=${AMI_ANNOTATIONS:-} mic dset
     [ ! -d corpus/amicorpus ] || root=corpus/amicorpus
@@ -147,9 +154,11 @@ ami() {
                 log "AMI: no ${dset} utterance with audio for ${mic}: ami_${mic}_${dset} is not made"
             elif [ "${dset}" = train ]; then
                 "local/ami_${mic//[0-9]/}_data_prep.sh" "${PWD}/${root}/" "${mic}"
+                ami_speakers "data/${mic}/train_orig"
                 publish "data/${mic}/train_orig" "ami_${mic}_train"
             else
                 "local/ami_${mic//[0-9]/}_scoring_data_prep.sh" "${PWD}/${root}/" "${mic}" "${dset}"
+                ami_speakers "data/${mic}/${dset}_orig"
                 publish "data/${mic}/${dset}_orig" "ami_${mic}_${dset}"
                 [ "${dset}" = dev ] || echo "ami_${mic}_eval" >> test_sets
             fi
