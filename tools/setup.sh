@@ -280,6 +280,8 @@ for _atm_dir in /usr/lib/sctk/bin $(printf %q "${venv}/sctk/usr/lib/sctk/bin"); 
     fi
 done
 unset _atm_dir
+# spm_train and its like, which asr.sh calls for word pieces.
+export PATH="\${PATH}":$(printf %q "$1")/tools/sentencepiece_commands
 SH
 }
 
