@@ -1,5 +1,6 @@
 """What every test file may use."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,21 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "egs2" / "atm_librilight" / "ssl1"
 sys.path[:0] = [str(ROOT), str(RECIPE / "local")]
+
+
+def copy_recipe(tree: Path) -> Path:
+    """A copy of the recipe in a tree of its own, as in an ESPnet checkout."""
+    if not (ROOT / "egs2" / "TEMPLATE").exists():
+        pytest.fail("egs2/TEMPLATE is missing: run the tests by ./run_tests.sh")
+    (tree / "egs2" / "atm_librilight").mkdir(parents=True)
+    (tree / "tools").symlink_to(ROOT / "tools")
+    (tree / "egs2" / "TEMPLATE").symlink_to((ROOT / "egs2" / "TEMPLATE").resolve())
+    folder = tree / "egs2" / "atm_librilight" / "ssl1"
+    outputs = ("data", "downloads", "dump", "exp", "RESULTS.md")
+    shutil.copytree(
+        RECIPE, folder, symlinks=True, ignore=shutil.ignore_patterns(*outputs)
+    )
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,9 @@ def test_atm_and_random_differ_in_the_masker_only(objective, size):
 def test_asr_configs_build(name, millions, tmp_path):
     tokens = tmp_path / "tokens.txt"
     count = 30 if "mini" in name else 1024
-    tokens.write_text("".join(f"{x}\n" for x in ["<blank>", *range(count), "<sos/eos>"]))
+    tokens.write_text(
+        "".join(f"{x}\n" for x in ["<blank>", *range(count), "<sos/eos>"])
+    )
     file = TUNING / f"train_asr_conformer_{name}.yaml"
     args = ASRTask.get_parser().parse_args(
         ["--config", str(file), "--token_list", str(tokens)]

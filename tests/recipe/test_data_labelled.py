@@ -8,7 +8,7 @@ import normalise_text
 import pytest
 import soundfile
 import trees
-from conftest import RECIPE, ROOT
+from conftest import copy_recipe
 
 SETS = {
     "librispeech_100_train": 3,
@@ -45,15 +45,7 @@ def corpora(tmp_path_factory) -> dict[str, Path]:
 
 def prepare(folder: Path, corpora: dict[str, Path]) -> tuple[Path, str]:
     """Run data_labelled.sh in a recipe of its own; its data folder, and what it said."""
-    if not (ROOT / "egs2" / "TEMPLATE").exists():
-        pytest.fail("egs2/TEMPLATE is missing: run the tests by ./run_tests.sh")
-    recipe = folder / "egs2" / "atm_librilight" / "ssl1"
-    recipe.mkdir(parents=True)
-    (folder / "tools").symlink_to(ROOT / "tools")
-    (folder / "egs2" / "TEMPLATE").symlink_to((ROOT / "egs2/TEMPLATE").resolve())
-    names = ("local", "utils", "steps", "scripts", "pyscripts", "path.sh", "cmd.sh")
-    for name in names:
-        (recipe / name).symlink_to(RECIPE / name)
+    recipe = copy_recipe(folder)
     (recipe / "db.sh").write_text("".join(f"{k}='{v}'\n" for k, v in corpora.items()))
     (recipe / "data").mkdir()
     done = subprocess.run(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import trees
-from conftest import RECIPE, ROOT
+from conftest import copy_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,15 +181,8 @@ def tree(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    """A folder with the recipe's scripts, and data of its own."""
-    if not (ROOT / "egs2" / "TEMPLATE").exists():
-        pytest.fail("egs2/TEMPLATE is missing: run the tests by ./run_tests.sh")
-    folder = tmp_path / "egs2" / "atm_librilight" / "ssl1"
-    folder.mkdir(parents=True)
-    (tmp_path / "tools").symlink_to(ROOT / "tools")
-    (tmp_path / "egs2" / "TEMPLATE").symlink_to((ROOT / "egs2/TEMPLATE").resolve())
-    for name in ("local", "utils", "path.sh", "cmd.sh", "conf"):
-        (folder / name).symlink_to(RECIPE / name)
+    """A copy of the recipe, as stage 1 leaves it."""
+    folder = copy_recipe(tmp_path)
     (folder / "data/local/librilight").mkdir(parents=True)
     return folder
 

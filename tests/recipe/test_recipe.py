@@ -14,7 +14,7 @@ import kaldiio
 import pytest
 import torch
 import yaml
-from conftest import RECIPE, ROOT
+from conftest import copy_recipe
 
 OPTIONS = [
     *("--stage", "1", "--stop-stage", "12", "--local_data_opts", "--scale 0.04"),
@@ -27,19 +27,8 @@ TIMEOUT = 900
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    """A copy of the recipe in a tree of its own, as in an ESPnet checkout."""
-    if not (ROOT / "egs2" / "TEMPLATE").exists():
-        pytest.fail("egs2/TEMPLATE is missing: run the tests by ./run_tests.sh")
-    tree = tmp_path_factory.mktemp("tree")
-    (tree / "egs2" / "atm_librilight").mkdir(parents=True)
-    (tree / "tools").symlink_to(ROOT / "tools")
-    (tree / "egs2" / "TEMPLATE").symlink_to((ROOT / "egs2" / "TEMPLATE").resolve())
-    folder = tree / "egs2" / "atm_librilight" / "ssl1"
-    outputs = ("data", "downloads", "dump", "exp", "RESULTS.md")
-    shutil.copytree(
-        RECIPE, folder, symlinks=True, ignore=shutil.ignore_patterns(*outputs)
-    )
-    return folder
+    """A copy of the recipe."""
+    return copy_recipe(tmp_path_factory.mktemp("tree"))
 
 
 def start(recipe: Path, *options: str, backend: str = "local") -> subprocess.Popen:
