@@ -53,6 +53,7 @@ scorer_config=        # config.yaml of an ESPnet ASR model with CTC; trained her
 scorer_model=         # Its .pth.
 scorer_tag=           # Or a published ESPnet model, by its name or as a packed file.
 scorer_train_config=  # ASR config of a scorer that is trained here (default: asr_config).
+scorer_name=          # Of a further scorer beside another of the same corpus, e.g. ami.
 score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy".
 min_confidence=       # Pre-train on utterances with at least this mean confidence.
 
@@ -66,6 +67,7 @@ mask_ratio=           # Fraction of frames masked (default: the paper's for the 
 span=                 # Encoded frames (default: the paper's).
 strategy=             # high, low, mixed, random or topk (default: the paper's).
 loss_scale=           # none, utterance or frame (default: none).
+frame_prob=           # Of loss_scale frame: the part of utterances (default: 0.1).
 nclusters=            # Of HuBERT's pseudo-labels (default: num_classes of the config).
 ssl_max_epoch=        # Instead of the config's.
 ssl_args=             # Further arguments of ssl_train.
@@ -116,10 +118,12 @@ Options:
     --span             # Encoded frames (default: 10).
     --strategy         # high, low, mixed, random or topk (default: high for atm).
     --loss_scale       # none, utterance or frame (default: none).
+    --frame_prob       # With --loss_scale frame: the part of utterances (default: 0.1).
     --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
     --scorer_model     # Its .pth.
     --scorer_tag       # Or a published ESPnet model, or the file that it is packed in.
     --scorer_train_config  # ASR config of the scorer (default: that of --asr_config).
+    --scorer_name      # Names a further scorer, and the runs that use it, e.g. ami.
     --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
     --min_confidence   # Pre-train only on utterances with at least this mean confidence,
                        # in [0, 1] (default: on all).
@@ -197,6 +201,7 @@ mkdir -p "${expdir}"
 ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
     --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
+    --frame_prob "${frame_prob}" --scorer_name "${scorer_name}" \
     --min_confidence "${min_confidence}" --output_dir "${expdir}/conf")
 nclusters=$(sed -n 's/^ \{1,\}num_classes: //p' "${ssl_config}")
 needs_labels=false
@@ -354,10 +359,6 @@ sets_key() {
 }
 # shellcheck disable=SC2086
 pool_key=$(sets_key ${unlabelled_sets})
-# shellcheck disable=SC2086
-test_key=$(sets_key ${test_sets})
-# shellcheck disable=SC2086
-data_key=$(make_key "${pool_key}" "${test_key}" "$(sets_key ${trained_sets})")
 
 # use_labelled [SET]: what asr.sh trains on from here: <SET>_train and <SET>_dev, or what
 # the scorer is trained on. Equal sets have the same tokens and statistics.
@@ -368,46 +369,50 @@ use_labelled() {
     asr_valid_set=${asr_valid_set:-${scorer_valid_set}}
     local own=${1:+_$1}
     if [ "${asr_train_set} ${asr_valid_set}" = "${scorer_train_set} ${scorer_valid_set}" ]; then
-        own=
+        own=${scorer_name:+_${scorer_name}_scorer}
     fi
     asr_stats=${expdir}/asr_stats${own}
     asr_lang=${corpus}${own}
-    tokens_key=$(make_key "$(sets_key "${asr_train_set}" "${asr_valid_set}")" \
-        "${token_type} ${nbpe}")
+    labelled_key=$(sets_key "${asr_train_set}" "${asr_valid_set}")
+    tokens_key=$(make_key "${labelled_key}" "${token_type} ${nbpe}")
     asr_key=$(make_key "${tokens_key}" "$(cat "${asr_config}")" "${asr_max_epoch} ${asr_args}")
 }
 use_labelled
 scorer_key=$(make_key "${tokens_key}" "$(cat "${scorer_train_config}")" \
     "${asr_max_epoch} ${asr_args}")
 
-format_data() {
+# for_each_labelled NAME FUNCTION: run FUNCTION once for each pair of sets that is trained
+# on: asr.sh takes one at a time, and wants a test set.
+for_each_labelled() {
+    local set test_sets
+    for set in "" ${finetune_sets}; do
+        use_labelled ${set}
+        test_sets=${asr_valid_set}
+        run_once "${dumpdir}" "$1_${asr_train_set}" "${labelled_key}" "$2"
+    done
+    use_labelled
+}
+format_pool() {
     ssl_sh --stage 3 --stop_stage 3
     # ESPnet's next stage wants a text file. The pool has none to give away.
     for dset in ${unlabelled_sets}; do
         awk '{print $1 " unlabelled"}' "${data_feats}/org/${dset}/wav.scp" \
             > "${data_feats}/org/${dset}/text"
     done
-    for_every_labelled_set 3
 }
-# asr.sh takes one training set and one validation set at a time, and wants a test set.
-for_every_labelled_set() {
-    local tests=${test_sets} name
-    for name in "" ${finetune_sets}; do
-        use_labelled ${name}
-        [ "${name:+${asr_lang}}" = "${corpus}" ] && continue  # the scorer's own
-        test_sets=${tests:-${asr_valid_set}} asr_sh --stage "$1" --stop_stage "$1"
-        tests=
-    done
-}
+format_labelled() { asr_sh --stage 3 --stop_stage 3; }
+format_test() { asr_sh --stage 3 --stop_stage 3 --skip_train true --test_sets "${dset}"; }
 if runs 3; then
     log "Stage 3: Format wav.scp: data/ -> ${data_feats}"
-    run_once "${dumpdir}" format "${data_key}" format_data
+    run_once "${dumpdir}" "format_${train_set}" "${pool_key}" format_pool
+    for_each_labelled format format_labelled
+    for dset in ${test_sets}; do
+        run_once "${dumpdir}" "format_${dset}" "$(sets_key "${dset}")" format_test
+    done
 fi
 
-drop_data() {
-    ssl_sh --stage 4 --stop_stage 4
-    for_every_labelled_set 4
-    for dset in ${unlabelled_sets} ${trained_sets}; do
+count_kept() {
+    for dset in "$@"; do
         _all=$(wc -l < "${data_feats}/org/${dset}/wav.scp")
         _kept=$(wc -l < "${data_feats}/${dset}/wav.scp")
         log "${dset}: ${_kept} of ${_all} utterances kept; $((_all - _kept)) are shorter" \
@@ -415,17 +420,28 @@ drop_data() {
         [ "${_kept}" -gt 0 ] || die "nothing is left of ${dset}"
     done
 }
+drop_pool() {
+    ssl_sh --stage 4 --stop_stage 4
+    # shellcheck disable=SC2086
+    count_kept ${unlabelled_sets}
+}
+drop_labelled() {
+    asr_sh --stage 4 --stop_stage 4
+    count_kept "${asr_train_set}" "${asr_valid_set}"
+}
 if runs 4; then
     log "Stage 4: Drop too long or short utterances"
-    run_once "${dumpdir}" drop "${data_key}" drop_data
+    run_once "${dumpdir}" "drop_${train_set}" "${pool_key}" drop_pool
+    for_each_labelled drop drop_labelled
 fi
 
 # ========================== Confidence ==========================
 
-scorer_exp=${expdir}/asr_scorer
-tokens_and_stats() { asr_sh --stage 5 --stop_stage 10 --asr_tag scorer; }
+scorer_run=scorer${scorer_name:+_${scorer_name}}
+scorer_exp=${expdir}/asr_${scorer_run}
+tokens_and_stats() { asr_sh --stage 5 --stop_stage 10 --asr_tag "${scorer_run}"; }
 train_scorer() {
-    asr_config=${scorer_train_config} asr_sh --stage 11 --stop_stage 11 --asr_tag scorer
+    asr_config=${scorer_train_config} asr_sh --stage 11 --stop_stage 11 --asr_tag "${scorer_run}"
 }
 if runs 5; then
     log "Stage 5: Scorer: ${scorer_model:-trained on ${scorer_train_set}}"
@@ -644,7 +660,8 @@ fi
 last_asr_stage=12
 ! command -v sclite > /dev/null || last_asr_stage=13
 decode() {
-    inference_config=${decode_config} asr_sh --stage 12 --stop_stage "${last_asr_stage}" --asr_tag "${decoded_tag}"
+    inference_config=${decode_config} asr_sh --stage 12 --stop_stage "${last_asr_stage}" \
+        --asr_tag "${decoded_tag}" --test_sets "${dset}"
 }
 # decode_once TAG KEY CONFIG: decode the test sets with a model, into RESULTS.md.
 decode_once() {
@@ -653,8 +670,10 @@ decode_once() {
     if [ -z "${inference_config}" ] && is_transducer "$3"; then
         decode_config=conf/decode_rnnt.yaml
     fi
-    run_once "${expdir}/asr_$1" decode "$(make_key "$2" "${inference_asr_model}" \
-        "$(cat "${decode_config}")" "${test_key}")" decode
+    for dset in ${test_sets}; do
+        run_once "${expdir}/asr_$1" "decode_${dset}" "$(make_key "$2" \
+            "${inference_asr_model}" "$(cat "${decode_config}")" "$(sets_key "${dset}")")" decode
+    done
     # shellcheck disable=SC2086
     python3 local/results.py --corpus "${corpus}" --run "$1" \
         --data_dir "${data_feats}" --decode_dir "${expdir}/asr_$1/decode" \
@@ -665,7 +684,7 @@ if runs 12; then
     # What pre-training has to beat: the same model without it.
     if "${own_scorer}"; then
         use_labelled
-        decode_once scorer "${scorer_key}" "${scorer_train_config}"
+        decode_once "${scorer_run}" "${scorer_key}" "${scorer_train_config}"
     fi
     for name in ${finetune_sets:-""}; do
         use_finetuning ${name}

@@ -23,10 +23,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--span", default="")
     parser.add_argument("--strategy", default="")
     parser.add_argument("--loss_scale", default="")
+    parser.add_argument("--frame_prob", default="", help="of --loss_scale frame")
     parser.add_argument("--num_classes", default="", help="of the HuBERT loss")
     parser.add_argument(
         "--min_confidence", default="", help="of the utterances; for the name only"
     )
+    parser.add_argument("--scorer_name", default="", help="for the name only")
     return parser
 
 
@@ -44,6 +46,10 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
         if getattr(args, name):
             ssl_conf[name] = getattr(args, name)
     ssl_conf["masker_conf"] = masker_conf
+    if args.frame_prob:
+        scale_conf = dict(ssl_conf.get("loss_scale_conf") or {})
+        scale_conf["frame_prob"] = yaml.safe_load(args.frame_prob)
+        ssl_conf["loss_scale_conf"] = scale_conf
     conf = SSLConf.parse(ssl_conf)
     config["ssl_conf"] = ssl_conf
     name = args.config.resolve().stem.removeprefix("train_")
@@ -60,11 +66,13 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
     strategy = "" if conf.masker == "random" else f"_{conf.strategy}"
     name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}x{conf.span}"
     if conf.loss_scale != "none":
-        name += f"_scale_{conf.loss_scale}"
+        name += f"_scale_{conf.loss_scale}{args.frame_prob}"
     if args.min_confidence:
         if not 0 <= float(args.min_confidence) <= 1:
             raise ValueError(f"min_confidence: {args.min_confidence} is not in [0, 1]")
         name += f"_min{args.min_confidence}"
+    if args.scorer_name:
+        name += f"_{args.scorer_name}_scorer"
     return name, config
 
 

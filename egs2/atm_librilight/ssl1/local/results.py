@@ -8,8 +8,9 @@ column says whose. Rows of other runs stay as they are.
 import argparse
 import fcntl
 import re
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, Iterator, List, Tuple
 
 import jiwer
 
@@ -57,14 +58,43 @@ def rates(reference: Path, decoded: Path) -> Tuple[int, float, float, str]:
     return len(ref), 100 * jiwer.wer(refs, hyps), 100 * jiwer.cer(refs, hyps), "jiwer"
 
 
+def read_parts(file: Path) -> List[str]:
+    """RESULTS.md as its table, with the text before it, and its further sections."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return re.split(r"^(?=## )", text, flags=re.MULTILINE)
+
+
 def read_rows(file: Path) -> List[List[str]]:
     """The rows of the table in RESULTS.md."""
-    if not file.is_file():
-        return []
-    lines = [
-        x for x in file.read_text(encoding="utf-8").splitlines() if x.startswith("|")
-    ]
+    lines = [x for x in read_parts(file)[0].splitlines() if x.startswith("|")]
     return [[cell.strip() for cell in x.strip("|").split("|")] for x in lines[2:]]
+
+
+def write_parts(file: Path, parts: List[str]) -> None:
+    """Write RESULTS.md, whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(
+        "\n".join(x.rstrip("\n") + "\n" for x in parts), encoding="utf-8"
+    )
+    partial.replace(file)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold RESULTS.md: two runs may end together."""
+    with file.with_name(".RESULTS.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def put_section(file: Path, title: str, body: str) -> None:
+    """Write a section of RESULTS.md, in place of what it was."""
+    with locked(file):
+        head, *sections = read_parts(file)
+        head = head or TITLE
+        sections = [x for x in sections if not x.startswith(f"## {title}\n")]
+        sections.append(f"## {title}\n\n{body}\n")
+        write_parts(file, [head, *sorted(sections)])
 
 
 def table(rows: List[List[str]]) -> str:
@@ -87,27 +117,18 @@ def main() -> None:
         rows = read_rows(args.results)
         print(table([row for row in rows if row[0] == args.corpus]))
         return
-    lock = args.results.with_name(".RESULTS.lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)  # two runs may end together
-    rows = read_rows(args.results)
-    for name in args.test_sets:
-        utts, wer, cer, scorer = rates(
-            args.data_dir / name / "text", args.decode_dir / name
-        )
-        row = [
-            args.corpus,
-            args.run,
-            name,
-            str(utts),
-            f"{wer:.1f}",
-            f"{cer:.1f}",
-            scorer,
-        ]
-        rows = [r for r in rows if r[:3] != row[:3]] + [row]
-    rows.sort(key=lambda row: (row[0], row[2], row[1]))
-    partial = args.results.with_suffix(".partial")
-    partial.write_text(TITLE + table(rows) + "\n", encoding="utf-8")
-    partial.replace(args.results)
+    with locked(args.results):
+        rows = read_rows(args.results)
+        for name in args.test_sets:
+            utts, wer, cer, scorer = rates(
+                args.data_dir / name / "text", args.decode_dir / name
+            )
+            row = [args.corpus, args.run, name, str(utts)]
+            row += [f"{wer:.1f}", f"{cer:.1f}", scorer]
+            rows = [r for r in rows if r[:3] != row[:3]] + [row]
+        rows.sort(key=lambda row: (row[0], row[2], row[1]))
+        sections = read_parts(args.results)[1:]
+        write_parts(args.results, [TITLE + table(rows), *sections])
 
 
 if __name__ == "__main__":
