@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,11 +204,8 @@ def find(recipe: Path, tree: Path, *sizes: str) -> None:
 
 def segment(recipe: Path, tree: Path, **options: str) -> str:
     opts = [x for name, value in options.items() for x in (f"--{name}", value)]
-    # parse_options.sh and word splitting: a path with spaces cannot be in --exclude.
-    shutil.copy(tree / "SPEAKERS.TXT", recipe / "SPEAKERS.TXT")
-    return run(
-        recipe, "local/segment_librilight.sh", "--exclude", "SPEAKERS.TXT", *opts
-    )
+    (recipe / "db.sh").write_text(f"LIBRISPEECH='{tree}'\n")
+    return run(recipe, "local/segment_librilight.sh", *opts)
 
 
 def read(file: Path) -> dict[str, list[str]]:
@@ -300,6 +296,18 @@ def test_segmenting_again_gives_the_same(recipe, tree):
     segment(recipe, tree, nj="3", max_seconds="40", min_seconds="20")
     assert (recipe / "data/librilight_unlabelled/segments").read_bytes() != one
     assert "hours in" in log
+
+
+def test_exclusions_by_option(recipe, tree):
+    find(recipe, tree, "small")
+    own = recipe / "my list"
+    own.write_text("book 319\n")
+    log = segment(recipe, tree, exclude=f"{own},librispeech")
+    recordings = json.loads(
+        (recipe / "data/local/librilight/merged/summary.json").read_text()
+    )["dropped"][librilight.EXCLUDED]["recordings"]
+    assert recordings == 2
+    assert f"books of: {own} {tree}/SPEAKERS.TXT" in log
 
 
 def test_missing_size(recipe, tree):

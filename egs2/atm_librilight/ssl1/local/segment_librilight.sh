@@ -12,7 +12,9 @@ SECONDS=0
 
 nj=2                # The number of parallel jobs.
 data_dir=data       # Where the data directories are written.
-exclude=            # Files: speakers and books to leave out (SPEAKERS.TXT, CHAPTERS.TXT, or lists).
+# Files, with commas between: speakers and books to leave out. SPEAKERS.TXT, CHAPTERS.TXT or
+# lists; "librispeech" stands for those of LibriSpeech, if db.sh says where it is.
+exclude=librispeech
 min_seconds=32      # Of a segment.
 max_seconds=64
 max_pause=5         # Seconds without speech within a segment.
@@ -29,6 +31,20 @@ fi
 
 . ./path.sh
 . ./cmd.sh
+. ./db.sh
+
+exclusions=()
+IFS=, read -r -a files <<< "${exclude}"
+for file in ${files[@]+"${files[@]}"}; do
+    if [ "${file}" != librispeech ]; then
+        exclusions+=("${file}")
+    else
+        for file in "${LIBRISPEECH:-}"/{,LibriSpeech/}{SPEAKERS,CHAPTERS}.TXT; do
+            [ -z "${LIBRISPEECH:-}" ] || [ ! -s "${file}" ] || exclusions+=("${file}")
+        done
+    fi
+done
+log "Leaving out the speakers and books of: ${exclusions[*]-nothing}"
 
 dir=${data_dir}/local/librilight
 recordings=${dir}/recordings
@@ -48,13 +64,12 @@ done
 utils/split_scp.pl "${recordings}" ${lists}
 
 log "Cutting ${n} recordings started... log: '${dir}/cut.*.log'"
-# shellcheck disable=SC2086
 ${train_cmd} JOB=1:"${nj}" "${dir}"/cut.JOB.log \
     python3 local/librilight.py cut \
         --recordings "${dir}/${nj}.JOB/recordings" --output_dir "${dir}/${nj}.JOB" \
         --min_seconds "${min_seconds}" --max_seconds "${max_seconds}" \
         --max_pause "${max_pause}" --check_audio "${check_audio}" \
-        ${exclude:+--exclude ${exclude}} || { tail -n 20 "${dir}"/cut.*.log; exit 1; }
+        --exclude ${exclusions[@]+"${exclusions[@]}"} || { tail -n 20 "${dir}"/cut.*.log; exit 1; }
 # shellcheck disable=SC2086
 python3 local/librilight.py merge --parts ${parts} --output_dir "${dir}/merged" \
     --valid_hours "${valid_hours}" > "${dir}/merge.log" || { cat "${dir}/merge.log"; exit 1; }
