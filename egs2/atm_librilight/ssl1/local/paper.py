@@ -15,7 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from results import put_section, read_rows
@@ -268,11 +268,17 @@ def main(argv: list[str] | None = None) -> None:
         known[name.split()[0]].append(name.split()[1])
     what.add_argument("--table", choices=known["table"])
     what.add_argument("--figure", choices=known["figure"])
+    parser.add_argument("--model_size", choices=SIZES, help="instead of the paper's")
     parser.add_argument("--dry_run", action="store_true", help="only print the plan")
     parser.add_argument("--results", type=Path, default=Path("RESULTS.md"))
     args = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     name = f"table {args.table}" if args.table else f"figure {args.figure}"
     experiment = EXPERIMENTS[name]
+    if args.model_size:
+        experiment = [
+            replace(row, run=replace(row.run, model_size=args.model_size))
+            for row in experiment
+        ]
     runs = missing(experiment, args.results)
     print_plan(name, experiment, runs, more)
     if args.dry_run:
@@ -285,6 +291,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"{name}: run {number} failed; the same command goes on from there"
             )
     title = f"{name.capitalize()} of the paper"
+    if args.model_size:
+        title += f", size {args.model_size}"
     put_section(args.results, title, table(experiment, args.results))
     print(f"\n{title}\n\n{table(experiment, args.results)}\n\nIn {args.results}.")
 
