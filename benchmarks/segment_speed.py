@@ -104,7 +104,7 @@ def main() -> None:
     rest = (seconds[1] - seconds[0]) / (0.9 * args.hours)  # start-up falls out
     print(f"time for 10 x the corpus: {seconds[1] / seconds[0]:.2f} x")
     print(f"memory for 10 x the corpus: {peaks[1] / peaks[0]:.2f} x")
-    print(f"60,000 h at this rate: {60000 * rest / 60:.0f} minutes with {args.nj} jobs")
+    print(f"60,000 h at this rate: {60000 * rest:.0f} s with {args.nj} jobs")
 
 
 if __name__ == "__main__":

@@ -535,9 +535,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run one of the commands."""
     args = get_parser().parse_args(argv)
     if args.command == "find":
-        stems = list(find_recordings(args.root, args.sizes))
-        args.output.write_text("".join(f"{x}\n" for x in stems), encoding="utf-8")
-        print(f"{len(stems)} recordings in {args.root}: {' '.join(args.sizes)}")
+        partial, count = args.output.with_suffix(".partial"), 0
+        with partial.open("w", encoding="utf-8") as f:
+            for count, stem in enumerate(find_recordings(args.root, args.sizes), 1):
+                f.write(f"{stem}\n")
+        partial.replace(args.output)
+        print(f"{count} recordings in {args.root}: {' '.join(args.sizes)}")
     elif args.command == "cut":
         if not 0 < args.min_seconds + args.max_pause < args.max_seconds:
             raise ValueError(
