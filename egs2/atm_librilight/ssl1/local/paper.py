@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(
                 f"{name}: run {number} failed; the same command goes on from there"
             )
-    title = f"{name.capitalize()} of the paper"
+    title = f"{name[0].upper()}{name[1:]} of the paper"
     if args.model_size:
         title += f", size {args.model_size}"
     put_section(args.results, title, table(experiment, args.results))
