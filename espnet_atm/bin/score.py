@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Dict, List, Union
 
@@ -319,10 +320,10 @@ def score_corpus(
         )
     )
     bar = tqdm(initial=len(ids) - len(order), total=len(ids), unit="utt", mininterval=5)
-    for start in first:
-        window = ids[start : start + WINDOW]
+
+    def read(start: int) -> Dict[str, np.ndarray]:
         speech = {}
-        for utt in window:
+        for utt in ids[start : start + WINDOW]:
             found = next(audio)
             if isinstance(found, str):
                 skipped[utt] = found
@@ -330,13 +331,22 @@ def score_corpus(
                 skipped[utt] = f"{len(found)} samples are too short for one frame"
             else:
                 speech[utt] = _unpack(found)
-        scores = score_window(
-            scorer, speech, batch_bins, alone, measure_options(args), skipped
-        )
-        for utt in window:
-            if utt in scores and utt not in writer.done:
-                writer.write(utt, scores[utt])
-        bar.update(len(window))
+        return speech
+
+    # Taking audio over from the reading processes must not wait for the scorer either.
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(read, start) for start in first[:1]]
+        for number, start in enumerate(first):
+            window = ids[start : start + WINDOW]
+            speech = coming.pop().result()
+            coming = [reader.submit(read, x) for x in first[number + 1 : number + 2]]
+            scores = score_window(
+                scorer, speech, batch_bins, alone, measure_options(args), skipped
+            )
+            for utt in window:
+                if utt in scores and utt not in writer.done:
+                    writer.write(utt, scores[utt])
+            bar.update(len(window))
     bar.close()
     return skipped
 
