@@ -226,8 +226,8 @@ class GuidedMasking(torch.nn.Module):
             generator: source of randomness, on the device of ``x``.
 
         Returns:
-            The masked frames (B, T, C), and ``mask_m`` and ``mask_u``, True at the
-            masked and at the unmasked valid frames, (B, T), bool.
+            The masked frames (B, T, C), zero at padding, and ``mask_m`` and ``mask_u``,
+            True at the masked and at the unmasked valid frames, (B, T), bool.
         """
         if confidence is None:
             if self.strategy != "random":
@@ -244,4 +244,7 @@ class GuidedMasking(torch.nn.Module):
             generator,
         )
         masked = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
+        # Convolutions of the encoder, of positions above all, see beyond an utterance's
+        # end: there they find what they find when it is alone.
+        masked = masked.masked_fill(padding_mask[..., None], 0)
         return masked, {"mask_m": mask, "mask_u": ~mask & ~padding_mask}

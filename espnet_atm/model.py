@@ -19,7 +19,8 @@ from espnet_atm.frames import (
 from espnet_atm.masking import GuidedMasking
 from espnet_atm.weighting import frame_weights
 
-# Validation draws the same noise for each batch, so that its losses compare.
+# Validation draws the same noise for each batch, so that its losses compare, as long as
+# batches are made alike: a row's masks are drawn together with its batch mates'.
 VALIDATION_SEED = 0
 
 

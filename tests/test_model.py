@@ -14,6 +14,7 @@ from espnet_atm.task import ATMSSLTask
 SPEECH = torch.randn(3, 16000, generator=torch.Generator().manual_seed(2))
 LENGTHS = torch.tensor([16000, 14000, 11000])
 FRAMES = 24  # ((101 - 1) // 2 - 1) // 2
+HUBERT = {"num_classes": 4, "final_dim": 8}
 OBJECTIVES = ["hubert", *LOSSES]
 # wav2vec 2.0's own path: convolutions on samples, then a transformer.
 TRANSFORMER = dict(
@@ -184,6 +185,13 @@ def test_stacked_features_are_those_of_the_audio_at_the_encoders_frames(ssl_comm
             "encoder_conf.num_blocks is 2",
         ),
         (("w2v_bert", {"context_layers": 0}), {}, "context_layers: 0 must be"),
+        (
+            ("hubert", {**HUBERT, "layers": [2]}),
+            {},
+            r"layers: \[2\] must be in \[-2, 1\], with the last one among them, since "
+            "encoder_conf.num_blocks is 2",
+        ),
+        (("hubert", {**HUBERT, "layers": [0]}), {}, "the last one among them"),
         (("best_rq", {"input_size": 80}), {}, "have 320 dimensions; write input_size"),
         (("best_rq", {}), WAV2VEC, "frontend is CNNFrontend; write frontend: default"),
     ],
@@ -192,7 +200,6 @@ def test_losses_that_the_model_cannot_train_are_refused(
     ssl_command, loss, path, message
 ):
     command = ssl_command(
-        streams=("speech", "confidence"),
         loss=[{"name": loss[0], "conf": loss[1]}],
         ssl_conf={"masker": "random"},
         **path,
@@ -201,16 +208,25 @@ def test_losses_that_the_model_cannot_train_are_refused(
         ATMSSLTask.build_model(arguments(command))
 
 
-def test_statistics_are_logged(build):
-    confidence = torch.full((3, FRAMES), 0.5)
-    _, stats, weight = build(masker="atm", loss_scale="utterance").train()(
-        **batch(confidence)
-    )
-    masked = 3 * FRAMES - (24 - 21) - (24 - 16)
-    assert float(weight) == round(float(stats["mask_ratio"]) * masked)
-    assert 0.40 <= float(stats["mask_ratio"]) < 0.40 + 10 / 16
-    for name in ("masked", "unmasked", "utterance"):
-        assert float(stats[f"confidence_{name}"]) == pytest.approx(0.5)
+def test_statistics_are_those_of_the_mask(build):
+    lengths = torch.tensor([24, 21, 16])
+    valid = torch.arange(FRAMES)[None] < lengths[:, None]
+    confidence = torch.rand(3, FRAMES).masked_fill(~valid, 1)
+    model = build(masker="atm", loss_scale="utterance").eval()
+    _, stats, weight = model(**batch(confidence))
+    masked = model.encode(SPEECH, LENGTHS, confidence=confidence)["mask_info"]["mask_m"]
+    means = torch.stack([c[:n].mean() for c, n in zip(confidence, lengths)])
+    expected = {
+        "mask_ratio": masked.sum() / lengths.sum(),
+        "confidence_masked": confidence[masked].mean(),
+        "confidence_unmasked": confidence[valid & ~masked].mean(),
+        "confidence_utterance": means.mean(),
+        "weight": (masked.sum(dim=1) * means).sum() / masked.sum(),
+    }
+    assert float(weight) == int(masked.sum())
+    assert all(0.40 <= x < 0.40 + 10 / 16 for x in masked.sum(dim=1) / lengths)
+    for name, value in expected.items():
+        assert float(stats[name]) == pytest.approx(float(value)), name
 
 
 def test_validation_masks_do_not_change_and_training_masks_do(build):
@@ -226,6 +242,19 @@ def test_validation_masks_do_not_change_and_training_masks_do(build):
         for _ in range(2)
     ]
     assert not torch.equal(*masks)
+
+
+@pytest.mark.parametrize("path", [{}, TRANSFORMER], ids=["conformer", "transformer"])
+def test_an_utterance_beside_a_longer_one_is_encoded_as_alone(build, path):
+    model = build(path=path, masker="random", masker_conf={"mask_ratio": 0.0}).eval()
+    speech = SPEECH.clone()
+    speech[2, 11000 - 512 :] = 0  # a centred STFT mirrors the end, or sees padding
+    with torch.no_grad():
+        together = model.encode(speech, LENGTHS)
+        alone = model.encode(speech[2:, :11000], LENGTHS[2:])
+    frames = int(together["encoder_output_lengths"][2])
+    found = together["encoder_output"][-1][2, :frames]
+    assert (found - alone["encoder_output"][-1][0]).abs().max() < 1e-4
 
 
 def test_features_for_others_are_never_masked(build):

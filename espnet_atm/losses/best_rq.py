@@ -26,6 +26,9 @@ class BestRQLoss(AbsSSLLoss):
             for the paper's feature path.
         num_codes: codes of the one codebook.
         code_dim: dimensions of a code.
+
+    Raises:
+        ValueError: on options that are not positive, naming the option and its value.
     """
 
     accepts_weight = True

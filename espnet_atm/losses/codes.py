@@ -1,7 +1,7 @@
 """Which codes of a codebook are in use."""
 
 import logging
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 import torch
 
@@ -18,8 +18,10 @@ CHECK_INTERVAL = 100
 class CodeUsage:
     """Statistics of the codes that the latest frames chose, and an alarm.
 
-    Training and validation are counted apart, and each validation by itself. Nothing of
-    it is saved: after a restart the count begins anew. Each process counts its own.
+    Training and validation are counted apart, and each goes on where it was: a count
+    that began anew at each validation would be low in its first batches, and so in the
+    mean that is logged. Nothing of it is saved: after a restart the count begins anew.
+    Each process counts its own.
 
     Args:
         name: what the statistics and the alarm are to be called by.
@@ -52,8 +54,6 @@ class CodeUsage:
             in percent; ``*_code_perplexity``: exp of the entropy of their choice, summed
             over groups, so G * V at best. Scalars, float32.
         """
-        if training:
-            self.latest[False] = None
         latest = self.latest[training]
         if latest is not None:
             ids = torch.cat([latest.to(ids.device), ids])
@@ -63,26 +63,28 @@ class CodeUsage:
         counts.scatter_add_(1, ids.T, torch.ones_like(ids.T, dtype=counts.dtype))
         share = counts / max(len(ids), 1)
         used = (counts > 0).float().mean()
-        perplexity = torch.xlogy(share, share).sum(dim=1).neg().exp().sum()
+        perplexity = torch.xlogy(share, share).sum(dim=1).neg().exp()  # (G,)
         if training:
             self.batches += 1
             if self.batches % CHECK_INTERVAL == 0 and len(ids) == self.window:
-                self._check(float(used), float(perplexity))
+                self._check(float(used), perplexity.tolist())
         return {
             f"{self.name}_codes_used": 100 * used,
-            f"{self.name}_code_perplexity": perplexity,
+            f"{self.name}_code_perplexity": perplexity.sum(),
         }
 
-    def _check(self, used: float, perplexity: float) -> None:
+    def _check(self, used: float, perplexity: List[float]) -> None:
         groups, codes = self.shape
         total = groups * codes
         seen = (
             f"{self.name}: {round(used * total)} of {total} codes were chosen by the "
-            f"latest {self.window} frames, perplexity {perplexity:.1f}"
+            f"latest {self.window} frames, perplexity "
+            + " + ".join(f"{x:.1f}" for x in perplexity)
         )
         if self.learned:
-            # However few the codes, one that takes all frames is no choice.
-            collapsed = perplexity < groups * max(COLLAPSED * codes, 1.5)
+            # However few the codes, one that takes all frames is no choice. One group
+            # that chooses nothing is not made good by another.
+            collapsed = min(perplexity) < max(COLLAPSED * codes, 1.5)
             advice = (
                 "raise diversity_weight, lower the learning rate or warm up for longer"
             )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 class MaskedFrames(NamedTuple):
     """Where the N masked frames of a batch are, in the order of ``x[mask]``."""
 
+    num_rows: int  # utterances B of the batch
     row: torch.Tensor  # utterance (N,), int64
     rank: torch.Tensor  # place among the utterance's masked frames (N,), int64
     count: torch.Tensor  # masked frames of the utterance (N,), int64
@@ -18,7 +19,7 @@ class MaskedFrames(NamedTuple):
         """From a mask (B, T), bool."""
         row, step = mask.nonzero(as_tuple=True)
         rank = (mask.cumsum(dim=1) - 1)[row, step]
-        return cls(row, rank, mask.sum(dim=1)[row])
+        return cls(len(mask), row, rank, mask.sum(dim=1)[row])
 
 
 def sample_negatives(
@@ -68,10 +69,9 @@ def contrastive_logits(
         (N, 1 + K), the target first; -inf where a negative is the same code as the
         target, or where there is none.
     """
-    row, rank, count = where
-    shape = (
-        (int(row.max()) + 1, int(count.max())) if len(row) else (0, 0)
-    )  # utterances B, most masked frames M
+    num_rows, row, rank, count = where
+    # utterances B, most masked frames M
+    shape = (num_rows, int(count.max()) if len(row) else 0)
 
     def by_utterance(x: torch.Tensor) -> torch.Tensor:
         """(N, ...) -> (B, M, ...), zeros behind shorter utterances."""

@@ -4,6 +4,7 @@ from typing import Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
+from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.ssl.loss.hubert import HuBERTLoss as ESPnetHuBERTLoss
 
 from espnet_atm.losses import accuracy, masked_weight, weighted_mean
@@ -26,6 +27,22 @@ class HuBERTLoss(ESPnetHuBERTLoss):
     def __init__(self, encoder_output_size: int, num_classes: int, **kwargs):
         super().__init__(encoder_output_size, num_classes, **kwargs)
         self.usage = CodeUsage("hubert", 1, num_classes, learned=False)
+
+    def check_model(self, model: ESPnetSSLModel) -> None:
+        """Refuse layers that the encoder does not have, or that leave some untrained.
+
+        Raises:
+            ValueError: naming ``layers`` and the number of layers.
+        """
+        layers = len(model.encoder.encoders)
+        if not all(-layers <= x < layers for x in self.layers) or (
+            layers - 1 not in [x % layers for x in self.layers]
+        ):
+            raise ValueError(
+                f"loss hubert: layers: {list(self.layers)} must be in [{-layers}, "
+                f"{layers - 1}], with the last one among them, since "
+                f"encoder_conf.num_blocks is {layers}"
+            )
 
     def forward(
         self,
@@ -66,11 +83,12 @@ class HuBERTLoss(ESPnetHuBERTLoss):
         stats = {}
         for layer, layer_weight in zip(self.layers, self.loss_weights):
             layer %= len(encoder_output)
-            logit_m, logit_u = self.decoder(encoder_output[layer], mask_m, mask_u)
+            with torch.autocast(mask_m.device.type, enabled=False):
+                logit_m, logit_u = self.decoder(
+                    encoder_output[layer].float(), mask_m, mask_u
+                )
             loss = weighted_mean(
-                F.cross_entropy(
-                    logit_m.float(), y_m, reduction="none", ignore_index=IGNORED
-                ),
+                F.cross_entropy(logit_m, y_m, reduction="none", ignore_index=IGNORED),
                 weight,
                 y_m != IGNORED,
             )

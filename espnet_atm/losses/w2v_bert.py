@@ -24,6 +24,9 @@ class W2vBertLoss(Wav2Vec2Loss):
         contrastive_weight, prediction_weight: of the two losses.
         contrastive: options of :class:`espnet_atm.losses.wav2vec2.Wav2Vec2Loss`, but
             its ``num_groups``, which is 1.
+
+    Raises:
+        ValueError: on options out of range, naming the option and its value.
     """
 
     name = "w2v_bert"
@@ -40,6 +43,11 @@ class W2vBertLoss(Wav2Vec2Loss):
         super().__init__(
             encoder_output_size, num_groups=1, num_codes=num_codes, **contrastive
         )
+        if contrastive_weight < 0 or prediction_weight < 0:
+            raise ValueError(
+                f"loss {self.name}: contrastive_weight: {contrastive_weight} and "
+                f"prediction_weight: {prediction_weight} must not be negative"
+            )
         self.layer = context_layers - 1
         self.contrastive_weight = contrastive_weight
         self.prediction_weight = prediction_weight
@@ -65,7 +73,18 @@ class W2vBertLoss(Wav2Vec2Loss):
         mask_info: Dict,
         num_updates: torch.Tensor,
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
-        """Loss and statistics; arguments as in :class:`Wav2Vec2Loss`."""
+        """Loss and statistics of one batch.
+
+        Args:
+            encoder_output: output of each layer (B, T, D), float.
+            preencoder: encoded frames before masking (B, T, D), float.
+            mask_info: ``mask_m`` (B, T), bool; ``weight`` (B, T), float, or None;
+                ``generator`` of the negatives, or None.
+            num_updates: updates made so far, scalar, int.
+
+        Returns:
+            Scalar loss, float32, and the statistics to log.
+        """
         with torch.autocast(preencoder.device.type, enabled=False):
             contrastive, stats, ids, counted = self.contrast(
                 encoder_output, preencoder, mask_info, num_updates

@@ -32,6 +32,9 @@ class Wav2Vec2Loss(AbsSSLLoss):
         num_negatives: drawn for each frame.
         temperature: of the contrastive softmax.
         diversity_weight: of the diversity loss.
+
+    Raises:
+        ValueError: on options out of range, naming the option and its value.
     """
 
     accepts_weight = True

@@ -27,13 +27,23 @@ def test_what_was_chosen_long_ago_is_forgotten():
     assert stats(usage, [[3]] * 100)[0] == 25
 
 
-def test_training_and_each_validation_are_counted_apart():
+def test_training_and_validation_are_counted_apart():
     usage = CodeUsage("x", 1, 4, True)
     stats(usage, [[0]])
     assert stats(usage, [[1]], training=False) == (25, 1)
     assert stats(usage, [[2]], training=False)[0] == 50
     assert stats(usage, [[1]])[0] == 50
-    assert stats(usage, [[3]], training=False) == (25, 1)
+    assert stats(usage, [[3]], training=False)[0] == 75
+
+
+def test_a_validation_after_the_first_is_not_counted_low():
+    """What is logged is the mean over a validation's batches."""
+    usage = CodeUsage("x", 1, 64, True)
+    even = torch.arange(64)[:, None]
+    for validation in range(2):
+        stats(usage, even[:1])
+        used = [stats(usage, x, training=False)[0] for x in even.chunk(8)]
+    assert used == [100] * 8
 
 
 def test_no_frames():
@@ -83,6 +93,12 @@ def test_given_codes_may_be_used_unevenly(caplog):
     ids[:] = 3
     assert alarms(CodeUsage("best_rq", 1, 40, learned=False), ids, caplog)
     assert "look at the features or labels" in caplog.text
+
+
+def test_one_group_that_collapses_is_not_made_good_by_another(caplog):
+    ids = torch.stack([torch.zeros(320), torch.arange(320)], dim=1).long()
+    assert alarms(CodeUsage("wav2vec2", 2, 32, learned=True), ids % 32, caplog)
+    assert "perplexity 1.0 + 32.0" in caplog.text
 
 
 def test_two_codes_can_collapse_too(caplog):

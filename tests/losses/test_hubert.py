@@ -79,9 +79,20 @@ def test_accuracies_of_masked_and_unmasked_frames_by_hand(inputs):
 
 def test_loss_is_in_float32_under_mixed_precision(inputs):
     inputs["mask_info"]["weight"] = torch.rand(B, T)
+    expected, _ = make_loss()(**inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = make_loss()(**inputs)
-    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+
+
+def test_padding_does_not_matter(inputs):
+    inputs["mask_info"]["weight"] = torch.rand(B, T)
+    expected, _ = make_loss()(**inputs)
+    padding = torch.arange(T)[None] >= inputs["encoder_output_lengths"][:, None]
+    for output in inputs["encoder_output"]:
+        output[padding] = 1e4
+    inputs["mask_info"]["weight"][padding] = 1e4
+    assert torch.equal(make_loss()(**inputs)[0], expected)
 
 
 def test_a_batch_without_masked_frames_gives_zero(inputs):

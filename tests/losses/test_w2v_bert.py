@@ -85,3 +85,8 @@ def test_accuracy_by_hand(inputs):  # noqa: F811
     right = codes.argmax(-1) == guess.argmax(-1)
     _, stats = run(loss, inputs)
     assert stats["w2v_bert_acc_m"] == pytest.approx(float(right.float().mean()))
+
+
+def test_negative_weights_are_refused():
+    with pytest.raises(ValueError, match="prediction_weight: -1.0 must not be negative"):
+        W2vBertLoss(D, **{**CONF, "prediction_weight": -1.0})
