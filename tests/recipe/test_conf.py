@@ -13,36 +13,44 @@ OBJECTIVES = ("hubert", "wav2vec2", "w2v_bert", "best_rq")
 MILLIONS = {"mini": (1.0, 1.5), "l": (90, 110), "xl": (540, 660)}
 
 
-def path(objective: str, size: str, masker: str):
-    return TUNING / f"train_{objective}_conformer_{size}_{masker}.yaml"
+CONFIGS = [
+    *((x, "conformer", size) for x in OBJECTIVES for size in MILLIONS),
+    ("wav2vec2", "transformer", "mini"),  # its own path, from samples
+]
 
 
-def arguments(objective: str, size: str, masker: str, tmp_path):
-    command = ["--config", str(path(objective, size, masker))]
+def path(objective: str, encoder: str, size: str, masker: str):
+    return TUNING / f"train_{objective}_{encoder}_{size}_{masker}.yaml"
+
+
+def arguments(objective: str, encoder: str, size: str, masker: str, tmp_path):
+    command = ["--config", str(path(objective, encoder, size, masker))]
     command += ["--output_dir", str(tmp_path)]
     args = ATMSSLTask.get_parser().parse_args(command)
     args.token_list = []
     return args
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("size", MILLIONS)
-def test_number_of_parameters(objective, size, tmp_path):
-    args = arguments(objective, size, "atm", tmp_path)
+@pytest.mark.parametrize("objective, encoder, size", CONFIGS)
+def test_number_of_parameters(objective, encoder, size, tmp_path):
+    args = arguments(objective, encoder, size, "atm", tmp_path)
     with torch.device("meta"):
         model = ATMSSLTask.build_model(args)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     low, high = MILLIONS[size]
     assert low <= millions <= high
     # The file's head gives the number, so that nobody has to build it to know.
-    text = path(objective, size, "atm").read_text()
+    text = path(objective, encoder, size, "atm").read_text()
     assert f"({millions:.{1 if size == 'mini' else 0}f} M parameters)" in text
-    assert encoder_grid(args).shift == 640  # 40 ms, as in the paper
+    # 40 ms as in the paper, 20 ms as in wav2vec 2.0.
+    assert encoder_grid(args).shift == {"conformer": 640, "transformer": 320}[encoder]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_step_of_size_l(objective, tmp_path):
-    model = ATMSSLTask.build_model(arguments(objective, "l", "random", tmp_path))
+    model = ATMSSLTask.build_model(
+        arguments(objective, "conformer", "l", "random", tmp_path)
+    )
     loss, stats, _ = model.train()(
         speech=0.1 * torch.randn(2, 24000),
         speech_lengths=torch.tensor([24000, 20000]),
@@ -57,11 +65,10 @@ def test_one_step_of_size_l(objective, tmp_path):
     )
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("size", MILLIONS)
-def test_atm_and_random_differ_in_the_masker_only(objective, size):
+@pytest.mark.parametrize("objective, encoder, size", CONFIGS)
+def test_atm_and_random_differ_in_the_masker_only(objective, encoder, size):
     atm, random = (
-        yaml.safe_load(path(objective, size, masker).read_text())
+        yaml.safe_load(path(objective, encoder, size, masker).read_text())
         for masker in ("atm", "random")
     )
     crop = {} if size == "mini" else {"crop_seconds": 32}
@@ -92,14 +99,11 @@ def test_asr_configs_build(name, millions, tmp_path):
 
 def test_train_yaml_is_what_the_recipe_takes_by_default():
     default = (RECIPE / "conf" / "train.yaml").resolve()
-    assert default == path("hubert", "mini", "atm")
+    assert default == path("hubert", "conformer", "mini", "atm")
 
 
 def test_every_config_is_named_for_what_it_is():
     named = {
-        path(objective, size, masker)
-        for objective in OBJECTIVES
-        for size in MILLIONS
-        for masker in ("atm", "random")
+        path(*config, masker) for config in CONFIGS for masker in ("atm", "random")
     }
     assert {x for x in TUNING.glob("train_*") if "_asr_" not in x.name} == named
