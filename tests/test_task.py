@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import CNN, LOSSES, ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from espnet_atm.frames import FrameGrid
 from espnet_atm.model import ATMSSLModel
@@ -102,6 +103,24 @@ def test_other_losses_need_no_labels_and_no_token_list(ssl_command, name):
         folder / "config.yaml", folder / "1epoch.pth"
     )
     assert isinstance(model, ATMSSLModel)
+
+
+def test_the_health_of_the_training_is_in_tensorboard(ssl_command):
+    conf = dict(
+        loss=[{"name": "w2v_bert", "conf": LOSSES["w2v_bert"]}],
+        ssl_conf={"masker": "atm", "loss_scale": "utterance"},
+        use_tensorboard=True,
+    )
+    command = without(ssl_command(("speech", "confidence"), **conf), "--token_list")
+    trained(command)
+    folder = Path(command[command.index("--output_dir") + 1]) / "tensorboard"
+    expected = {f"w2v_bert_{x}" for x in ("acc_m", "acc_contrastive", "codes_used")}
+    expected |= {"w2v_bert_code_perplexity", "w2v_bert_gumbel_temperature", "weight"}
+    expected |= {"loss", "mask_ratio", "confidence_masked", "confidence_unmasked"}
+    for mode in ("train", "valid"):
+        found = EventAccumulator(str(folder / mode)).Reload()
+        assert expected <= set(found.Tags()["scalars"])
+        assert found.Scalars("mask_ratio")[-1].value >= 0.40
 
 
 def test_ssl_sh_without_a_token_list(ssl_command):
