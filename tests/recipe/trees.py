@@ -7,6 +7,7 @@ from pathlib import Path
 import mini
 import numpy as np
 import soundfile
+from scipy.signal import resample_poly
 
 RATE = 16000
 
@@ -69,7 +70,9 @@ def librilight(
         (folder / f"{name}.json").write_text(json.dumps(meta))
 
 
-def say(file: Path, parts: list[tuple[float, np.ndarray]], seconds: float) -> None:
+def say(
+    file: Path, parts: list[tuple[float, np.ndarray]], seconds: float, rate: int = RATE
+) -> None:
     """Write a recording with speech at these times; the suffix says the format."""
     audio = np.random.default_rng(0).standard_normal(round(seconds * RATE)) * 1e-4
     for onset, speech in parts:
@@ -78,7 +81,8 @@ def say(file: Path, parts: list[tuple[float, np.ndarray]], seconds: float) -> No
     file.parent.mkdir(parents=True, exist_ok=True)
     options = {} if file.suffix == ".mp3" else {"subtype": "PCM_16"}
     kind = {".sph": "NIST"}.get(file.suffix)
-    soundfile.write(file, audio.clip(-1, 1), RATE, format=kind, **options)
+    audio = resample_poly(audio, rate // RATE, 1).clip(-1, 1)
+    soundfile.write(file, audio, rate, format=kind, **options)
 
 
 LIBRISPEECH_PARTS = {
@@ -87,6 +91,8 @@ LIBRISPEECH_PARTS = {
     "test-clean": "61",
     "test-other": "367",
     "train-clean-100": "103",
+    "train-clean-360": "14",
+    "train-other-500": "20",
 }
 
 
@@ -205,19 +211,36 @@ def tedlium2(root: Path) -> None:
         say(folder / f"sph/{talk}.sph", heard, now)
 
 
-def commonvoice(root: Path) -> None:
-    """``<root>/cv-corpus-5.1-2020-06-22/en``: test.tsv and clips."""
+# The columns of test.tsv, by release.
+COMMONVOICE_5 = (
+    "client_id path sentence up_votes down_votes age gender accent locale segment"
+)
+COMMONVOICE_17 = (
+    "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender "
+    "accents variant locale segment"
+)
+
+
+def commonvoice(root: Path, columns: str = COMMONVOICE_5) -> None:
+    """``<root>/cv-corpus-5.1-2020-06-22/en``: test.tsv and clips at 48 kHz."""
     folder = root / "cv-corpus-5.1-2020-06-22" / "en"
-    header = (
-        "client_id path sentence up_votes down_votes age gender accent locale segment"
-    )
-    lines = ["\t".join(header.split())]
+    lines = ["\t".join(columns.split())]
     for number in range(4):
         text, speech = sentence("cv", number)
         clip = f"common_voice_en_{number + 100}.mp3"
-        say(folder / "clips" / clip, [(0.2, speech)], len(speech) / RATE + 0.5)
-        row = [f"c0ffee{number}", clip, text.capitalize() + ".", "2", "0", "", "female"]
-        lines.append("\t".join([*row, "us", "en", ""]))
+        seconds = len(speech) / RATE + 0.5
+        say(folder / "clips" / clip, [(0.2, speech)], seconds, rate=48000)
+        row = {
+            "client_id": f"c0ffee{number}",
+            "path": clip,
+            "sentence_id": f"{number:064x}",
+            "sentence": text.capitalize() + ".",
+            "up_votes": "2",
+            "down_votes": "0",
+            "gender": "female",
+            "locale": "en",
+        }
+        lines.append("\t".join(row.get(x, "") for x in columns.split()))
     (folder / "test.tsv").write_text("\n".join(lines) + "\n")
 
 
