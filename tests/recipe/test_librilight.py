@@ -102,6 +102,19 @@ def test_bad_json_is_named(tmp_path, content, message):
     assert str(file) in str(error.value)
 
 
+@pytest.mark.parametrize("lost", [1, 1000, 50000])
+def test_a_flac_that_is_cut_off_is_named(tmp_path, lost):
+    """Its header says its full length all the same."""
+    file = tmp_path / "a b.flac"
+    noise = np.random.default_rng(0).integers(-3000, 3000, 50 * 1600, dtype=np.int16)
+    soundfile.write(file, noise, 16000)
+    assert librilight.flac_ticks(file) == 500
+    file.write_bytes(file.read_bytes()[:-lost])
+    assert soundfile.info(file).frames == len(noise)
+    with pytest.raises(ValueError, match=f"{file} is cut off: its header says 5.00 s"):
+        librilight.flac_ticks(file)
+
+
 def test_exclusions(tmp_path):
     speakers = tmp_path / "SPEAKERS.TXT"
     speakers.write_text(
@@ -158,6 +171,7 @@ def tree(tmp_path_factory) -> Path:
             ("27", "55", "truncated"): 80,
             ("27", "55", "no_flac"): 36,
             ("27", "55", "noise"): 36,
+            ("27", "55", "cut_off"): 36,
             ("31", "77", "silent"): 36,
             ("61", "78", "of_the_test_set"): 36,
         },
@@ -168,6 +182,8 @@ def tree(tmp_path_factory) -> Path:
     (book / "no_flac.flac").unlink()
     (book / "noise.flac").write_bytes(b"this is no FLAC")
     (book / "malformed.json").write_text('{"speaker": "27",')
+    whole = (book / "cut_off.flac").read_bytes()
+    (book / "cut_off.flac").write_bytes(whole[: len(whole) // 2])
     audio, rate = soundfile.read(book / "truncated.flac")
     soundfile.write(book / "truncated.flac", audio[: 50 * rate], rate)
     silent = root / "small/31/book_77_64kb_mp3/silent.json"
@@ -260,13 +276,16 @@ def test_miniature(recipe, tree):
     ):
         assert reason in log
         if reason != librilight.BEYOND:
-            assert dropped[reason]["recordings"] == 1
+            count = 2 if reason == librilight.BAD_FLAC else 1
+            assert dropped[reason]["recordings"] == count
     lost = sum(x["hours"] for x in dropped.values())
     assert summary["hours_in"] == pytest.approx(summary["hours_out"] + lost)
     kept = sum(float(x.split()[2]) - float(x.split()[1]) for (x,) in segments.values())
     assert summary["hours_out"] == pytest.approx(kept / 3600)
     audio = sum(
-        soundfile.info(x).duration for x in tree.rglob("*.flac") if x.stem != "noise"
+        soundfile.info(x).duration
+        for x in tree.rglob("*.flac")
+        if x.stem not in ("noise", "cut_off")
     )
     unheard = dropped[librilight.BEYOND]["hours"] + sum(
         dropped[x]["hours"] for x in (librilight.NO_FLAC, librilight.BAD_FLAC)
@@ -274,6 +293,7 @@ def test_miniature(recipe, tree):
     assert summary["hours_in"] == pytest.approx(audio / 3600 + unheard, abs=1e-4)
     for name in ("malformed.json", "no_json.json", "no_flac.flac", "noise.flac"):
         assert f"{tree}/small/27/book_55_64kb_mp3/{name}" in log
+    assert f"{tree}/small/27/book_55_64kb_mp3/cut_off.flac is cut off: its header" in log
     assert "truncated.flac has 50.0 s, but its JSON has voice activity up to" in log
 
 

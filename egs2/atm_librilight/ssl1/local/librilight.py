@@ -165,19 +165,32 @@ def read_json(path: Path) -> Recording:
 def flac_ticks(path: Path) -> int:
     """Length of a FLAC in hundredths of a second, from its header.
 
+    The header of a file that was cut off still says what it was, so its last sample is
+    read: some 0.3 ms, whatever the length.
+
     Raises:
-        ValueError: naming the file, when it is none, or not 16 kHz mono.
+        ValueError: naming the file, when it is none, not 16 kHz mono, or cut off.
     """
     try:
-        info = soundfile.info(str(path))
+        with soundfile.SoundFile(str(path)) as audio:
+            rate, channels, frames = audio.samplerate, audio.channels, audio.frames
+            try:
+                audio.seek(frames - 1)
+                whole = len(audio.read(1)) == 1
+            except soundfile.SoundFileError:
+                whole = False
     except (soundfile.SoundFileError, OSError) as e:
         raise ValueError(f"{path}: {e}") from None
-    if (info.samplerate, info.channels) != (SAMPLE_RATE, 1):
+    if (rate, channels) != (SAMPLE_RATE, 1):
         raise ValueError(
-            f"{path}: {info.samplerate} Hz with {info.channels} channels, not "
-            f"{SAMPLE_RATE} Hz mono"
+            f"{path}: {rate} Hz with {channels} channels, not {SAMPLE_RATE} Hz mono"
         )
-    return info.frames * TICKS // SAMPLE_RATE
+    if not whole:
+        raise ValueError(
+            f"{path} is cut off: its header says {frames / rate:.2f} s, but the last "
+            "sample cannot be read"
+        )
+    return frames * TICKS // SAMPLE_RATE
 
 
 def read_exclusions(paths: Iterable[Path]) -> tuple[set[str], set[str]]:
@@ -522,7 +535,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--check_audio",
         type=str2bool,
         default=True,
-        help="look at every FLAC: is it there, and as long as its JSON says?",
+        help="look at every FLAC: is it there, whole, and as long as its JSON says?",
     )
     every = commands.add_parser("merge", help="put the parts together")
     every.add_argument("--parts", type=Path, nargs="+", required=True)

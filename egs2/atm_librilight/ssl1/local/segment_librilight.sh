@@ -18,7 +18,7 @@ exclude=librispeech
 min_seconds=32      # Of a segment.
 max_seconds=64
 max_pause=5         # Seconds without speech within a segment.
-check_audio=true    # Look at every FLAC: is it there, and as long as its JSON says?
+check_audio=true    # Look at every FLAC: is it there, whole, and as long as its JSON says?
 valid_hours=10      # Held out for validation, by speaker; a tenth at most.
 
 log "$0 $*"
