@@ -293,19 +293,27 @@ def test_miniature(recipe, tree):
     assert summary["hours_in"] == pytest.approx(audio / 3600 + unheard, abs=1e-4)
     for name in ("malformed.json", "no_json.json", "no_flac.flac", "noise.flac"):
         assert f"{tree}/small/27/book_55_64kb_mp3/{name}" in log
-    assert f"{tree}/small/27/book_55_64kb_mp3/cut_off.flac is cut off: its header" in log
+    assert f"{tree}/small/27/book_55_64kb_mp3/cut_off.flac is cut off: its" in log
     assert "truncated.flac has 50.0 s, but its JSON has voice activity up to" in log
+
+
+def without_broken(recipe: Path) -> None:
+    """Take speaker 27, whose files are broken, out of the list."""
+    recordings = recipe / "data/local/librilight/recordings"
+    kept = [x for x in recordings.open() if "/small/27/" not in x]
+    recordings.write_text("".join(kept))
 
 
 def test_segmenting_again_gives_the_same(recipe, tree):
     find(recipe, tree, "small")
+    without_broken(recipe)
     segment(recipe, tree, nj="1")
     one = (recipe / "data/librilight_unlabelled/segments").read_bytes()
     log = segment(recipe, tree, nj="3")
     assert (recipe / "data/librilight_unlabelled/segments").read_bytes() == one
     # A part that was cut off is cut again; the others are not.
     (recipe / "data/local/librilight/3.2/summary.json").unlink()
-    (recipe / "data/local/librilight/3.2/segments").write_text("half a li")
+    (recipe / "data/local/librilight/3.2/cut").write_text("half a li")
     segment(recipe, tree, nj="3")
     assert (recipe / "data/librilight_unlabelled/segments").read_bytes() == one
     logs = [
@@ -316,6 +324,76 @@ def test_segmenting_again_gives_the_same(recipe, tree):
     segment(recipe, tree, nj="3", max_seconds="40", min_seconds="20")
     assert (recipe / "data/librilight_unlabelled/segments").read_bytes() != one
     assert "hours in" in log
+
+
+def test_mended_files_are_taken(tmp_path):
+    """And only the parts that had problems are cut again."""
+    names = ("a", "b", "c", "d")
+    root = tmp_path / "tree"
+    trees.librilight(root, "small", {(x, "1", x): 36 for x in names})
+    stems = [root / f"small/{x}/book_1_64kb_mp3/{x}" for x in names]
+    settings = librilight.Settings(3200, 6400, 500, True, frozenset(), frozenset())
+
+    def cut() -> list[bool]:
+        cut_now = []
+        for part, pair in (("1", stems[:2]), ("2", stems[2:])):
+            recordings = tmp_path / f"recordings.{part}"
+            recordings.write_text("".join(f"{x}\n" for x in pair))
+            done = tmp_path / part / "summary.json"
+            before = done.stat().st_mtime_ns if done.exists() else None
+            librilight.cut_part(recordings, tmp_path / part, settings)
+            cut_now.append(done.stat().st_mtime_ns != before)
+        return cut_now
+
+    def speakers() -> list[str]:
+        parts = [tmp_path / "1", tmp_path / "2"]
+        librilight.merge(parts, tmp_path / "merged", 1)
+        read = librilight.read_cut(parts)
+        return sorted(x.speaker for x in read)
+
+    json_file, flac = stems[0].with_suffix(".json"), stems[1].with_suffix(".flac")
+    sound = json_file.read_text()
+    json_file.write_text(sound[:-20])
+    audio = flac.read_bytes()
+    flac.unlink()
+    assert cut() == [True, True]
+    assert speakers() == ["c", "d"]
+    json_file.write_text(sound)
+    flac.write_bytes(audio)
+    assert cut() == [True, False]
+    assert speakers() == ["a", "b", "c", "d"]
+    assert (tmp_path / "merged/problems").read_text() == ""
+    assert cut() == [False, False]
+
+
+def test_of_recordings_with_one_id_the_first_is_taken(recipe, tmp_path):
+    root = tmp_path / "tree"
+    recordings = {("100", "1", x): 40 for x in ("a b", "a_b", "c")}
+    trees.librilight(root, "small", {**recordings, ("19", "2", "d"): 40})
+    trees.librilight(root, "medium", {("19", "2", "d"): 50})
+    find(recipe, root, "small", "medium")
+    log = segment(recipe, root)
+    train, valid = (recipe / f"data/librilight_unlabelled{x}" for x in ("", "_dev"))
+    wavs = {**read(train / "wav.scp"), **read(valid / "wav.scp")}
+    small = root / "small/100/book_1_64kb_mp3"
+    assert {rec: Path(wav.strip()) for rec, (wav,) in wavs.items()} == {
+        "100-1-a_b": small / "a b.flac",
+        "100-1-c": small / "c.flac",
+        "19-2-d": root / "small/19/book_2_64kb_mp3/d.flac",
+    }
+    kept = sum(len(read(x / "segments")) for x in (train, valid))
+    merged = recipe / "data/local/librilight/merged"
+    summary = json.loads((merged / "summary.json").read_text())
+    assert summary["segments"] == kept == 3
+    assert summary["dropped"][librilight.TWICE]["recordings"] == 2
+    assert summary["hours_in"] == pytest.approx(
+        summary["hours_out"] + sum(x["hours"] for x in summary["dropped"].values())
+    )
+    audio = sum(soundfile.info(x).duration for x in root.rglob("*.flac"))
+    assert summary["hours_in"] == pytest.approx(audio / 3600, abs=1e-4)
+    message = f"{small}/a_b.flac has the same id, 100-1-a_b, as {small}/a b.flac"
+    assert message in log
+    assert f"{root}/medium/19/book_2_64kb_mp3/d.flac has the same id, 19-2-d, as" in log
 
 
 def test_exclusions_by_option(recipe, tree):

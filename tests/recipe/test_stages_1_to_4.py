@@ -1,4 +1,4 @@
-"""Data preparation of --corpus librilight, to the audio and text that ESPnet trains on."""
+"""Data preparation of --corpus librilight, up to the audio and text of training."""
 
 import os
 import subprocess
@@ -120,8 +120,8 @@ def test_the_pool_is_cut_where_there_is_speech(done):
         assert read(recipe / f"dump/librilight/raw/{name}/text") == {utt: "unlabelled"}
 
 
-# By hand: a set, how the id of an utterance begins, who says which sentence and what comes
-# after it, the speaker, and the seconds of silence at either end.
+# By hand: a set, how the id of an utterance begins, who says which sentence and what
+# comes after it, the speaker, and the seconds of silence at either end.
 LINES = [
     ("librispeech_100_train", "103-1103-0000", "103", 0, "", "103-1103", 0.3),
     ("librispeech_100_dev", "116-1116-0002", "116", 2, "", "116-1116", 0.3),

@@ -216,8 +216,8 @@ COMMONVOICE_5 = (
     "client_id path sentence up_votes down_votes age gender accent locale segment"
 )
 COMMONVOICE_17 = (
-    "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender "
-    "accents variant locale segment"
+    "client_id path sentence_id sentence sentence_domain up_votes down_votes age "
+    "gender accents variant locale segment"
 )
 
 

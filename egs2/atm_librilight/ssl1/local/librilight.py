@@ -14,8 +14,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import TextIO
 
 import soundfile
 from espnet2.utils.types import str2bool
@@ -39,6 +41,7 @@ SILENT = "no voice activity in the recording"
 OUTSIDE = "between segments, no voice activity"
 SHORT = "voice activity too short for a segment"
 BEYOND = "voice activity beyond the end of the FLAC"
+TWICE = "same id as another recording"
 REASONS = (
     NO_JSON,
     NO_FLAC,
@@ -49,6 +52,7 @@ REASONS = (
     OUTSIDE,
     SHORT,
     BEYOND,
+    TWICE,
 )
 
 
@@ -269,9 +273,6 @@ def find_recordings(root: Path, sizes: Iterable[str]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------
 # One part of the recordings
 # ------------------------------------------------------------------------------------
-TABLES = ("wav.scp", "segments", "utt2spk", "utt2book")
-
-
 @dataclass(frozen=True)
 class Settings:
     """What the segments of a recording depend on. Times in hundredths of a second."""
@@ -284,25 +285,41 @@ class Settings:
     books: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A recording and its segments, in hundredths of a second."""
+
+    rec: str
+    flac: str
+    speaker: str
+    book: str
+    segments: list[Span]
+
+    @property
+    def ticks(self) -> int:
+        """Of all segments together."""
+        return sum(end - start for start, end in self.segments)
+
+
 class Part:
-    """Tables and sums of some of the recordings.
+    """Segments and sums of some of the recordings.
 
     Args:
-        folder: where the tables are written; they are complete once ``summary.json`` is.
+        folder: where ``cut``, a line of JSON for each recording, and ``problems`` are
+            written; they are complete once ``summary.json`` is.
     """
 
     def __init__(self, folder: Path, settings: Settings):
         self.settings = settings
-        self.tables = {x: (folder / x).open("w", encoding="utf-8") for x in TABLES}
+        self.cut = (folder / "cut").open("w", encoding="utf-8")
         self.problems = (folder / "problems").open("w", encoding="utf-8")
         self.recordings: Counter[str] = Counter()
         self.ticks: Counter[str] = Counter()
-        self.segments = 0
 
     def close(self) -> None:
         """Write what is buffered."""
-        for table in (*self.tables.values(), self.problems):
-            table.close()
+        self.cut.close()
+        self.problems.close()
 
     def account(self, reason: str, ticks: int) -> None:
         """Add a recording's time, of which there may be none."""
@@ -361,43 +378,35 @@ class Part:
             self.settings.longest,
             self.settings.max_pause,
         )
-        kept = sum(end - start for start, end in segments)
-        if kept:
-            self.account(KEPT, kept)
-            self.write(recording, flac, segments)
+        name = re.sub(r"[^A-Za-z0-9_.]", "_", flac.stem)
+        speaker, book = recording.speaker, recording.book
+        found = Cut(f"{speaker}-{book}-{name}", str(flac), speaker, book, segments)
+        if segments:
+            self.account(KEPT, found.ticks)
+            print(json.dumps(asdict(found)), file=self.cut)
         if too_short:
             self.account(SHORT, too_short)
-        if outside := total - kept - too_short - beyond:
+        if outside := total - found.ticks - too_short - beyond:
             self.account(OUTSIDE, outside)
-
-    def write(self, recording: Recording, flac: Path, segments: list[Span]) -> None:
-        """The lines of a recording's segments."""
-        name = re.sub(r"[^A-Za-z0-9_.]", "_", flac.stem)
-        rec = f"{recording.speaker}-{recording.book}-{name}"
-        print(rec, flac, file=self.tables["wav.scp"])
-        for start, end in segments:
-            utt = f"{rec}-{start:07d}-{end:07d}"
-            print(
-                utt,
-                rec,
-                f"{start / TICKS:.2f}",
-                f"{end / TICKS:.2f}",
-                file=self.tables["segments"],
-            )
-            print(utt, recording.speaker, file=self.tables["utt2spk"])
-            print(utt, recording.book, file=self.tables["utt2book"])
-        self.segments += len(segments)
 
 
 def cut_part(recordings: Path, folder: Path, settings: Settings) -> None:
-    """Cut the recordings that a list names; nothing is done when it was done before."""
+    """Cut the recordings that a list names.
+
+    Nothing is done when it was done before, unless there were problems: files may have
+    been mended.
+    """
     stems = recordings.read_text(encoding="utf-8").splitlines()
     key = [
         hashlib.md5("\n".join(stems).encode()).hexdigest(),
         *(sorted(x) if isinstance(x, frozenset) else x for x in astuple(settings)),
     ]
     done = folder / "summary.json"
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["key"] == key:
+    if (
+        done.is_file()
+        and json.loads(done.read_text(encoding="utf-8"))["key"] == key
+        and not (folder / "problems").stat().st_size
+    ):
         print(f"{folder}: done already", file=sys.stderr)
         return
     done.unlink(missing_ok=True)
@@ -408,7 +417,6 @@ def cut_part(recordings: Path, folder: Path, settings: Settings) -> None:
     part.close()
     summary = {
         "key": key,
-        "segments": part.segments,
         "recordings": part.recordings,
         "ticks": part.ticks,
     }
@@ -446,52 +454,69 @@ def held_out_speakers(hours: dict[str, float], wanted: float) -> set[str]:
 
 
 def merge(parts: list[Path], folder: Path, valid_hours: float) -> str:
-    """Put the parts' tables together, in ``<folder>/train`` and ``<folder>/valid``.
+    """Put the parts together: Kaldi's tables, in ``<folder>/train`` and ``<folder>/valid``.
 
-    The lines keep the order of the parts: the caller sorts them.
+    Of recordings with one id, the first is taken. The lines keep the order of the
+    parts: the caller sorts them.
 
     Returns:
         The summary as text; ``<folder>/summary.json`` has it too.
     """
-    sums: dict[str, Counter[str]] = {"recordings": Counter(), "ticks": Counter()}
-    segments = 0
+    recordings: Counter[str] = Counter()
+    ticks: Counter[str] = Counter()
     for part in parts:
         summary = json.loads((part / "summary.json").read_text(encoding="utf-8"))
-        segments += summary["segments"]
-        for name, total in sums.items():
-            total.update(summary[name])
+        recordings.update(summary["recordings"])
+        ticks.update(summary["ticks"])
+    # All ids are held here: 30 MB for the 219,000 of Libri-Light.
+    seen: set[str] = set()
+    twice: set[str] = set()
     hours: Counter[str] = Counter()
-    for line in read_lines(parts, "segments"):
-        rec, start, end = line.split()[1:]
-        hours[rec.partition("-")[0]] += (float(end) - float(start)) / 3600
+    for found in read_cut(parts):
+        if found.rec in seen:
+            twice.add(found.rec)
+            continue
+        seen.add(found.rec)
+        hours[found.speaker] += found.ticks / TICKS / 3600
     valid = held_out_speakers(hours, valid_hours)
-    for name in ("train", "valid"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for table in TABLES:
-        out = {
-            x: (folder / x / table).open("w", encoding="utf-8")
-            for x in ("train", "valid")
-        }
-        for line in read_lines(parts, table):
-            out["valid" if line.partition("-")[0] in valid else "train"].write(line)
-        for file in out.values():
-            file.close()
-    with (folder / "problems").open("w", encoding="utf-8") as f:
-        f.writelines(read_lines(parts, "problems"))
-    order = [x for x in (KEPT, *REASONS) if sums["recordings"][x]]
+    segments = 0
+    first: dict[str, str] = {}
+    with ExitStack() as stack:
+
+        def create(*name: str) -> TextIO:
+            file = folder.joinpath(*name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return stack.enter_context(file.open("w", encoding="utf-8"))
+
+        problems = create("problems")
+        for part in parts:
+            with (part / "problems").open(encoding="utf-8") as f:
+                problems.writelines(f)
+        tables = {x: [create(x, y) for y in TABLES] for x in ("train", "valid")}
+        for found in read_cut(parts):
+            if found.rec in first:
+                problems.write(
+                    f"{found.flac} has the same id, {found.rec}, as "
+                    f"{first[found.rec]}, and is left out\n"
+                )
+                for reason, sign in ((KEPT, -1), (TWICE, 1)):
+                    recordings[reason] += sign
+                    ticks[reason] += sign * found.ticks
+                continue
+            if found.rec in twice:
+                first[found.rec] = found.flac
+            segments += len(found.segments)
+            write(found, *tables["valid" if found.speaker in valid else "train"])
     result = {
-        "hours_in": sum(sums["ticks"].values()) / TICKS / 3600,
-        "hours_out": sums["ticks"][KEPT] / TICKS / 3600,
+        "hours_in": sum(ticks.values()) / TICKS / 3600,
+        "hours_out": ticks[KEPT] / TICKS / 3600,
         "segments": segments,
         "speakers": len(hours),
         "speakers_held_out": sorted(valid),
         "dropped": {
-            x: {
-                "recordings": sums["recordings"][x],
-                "hours": sums["ticks"][x] / TICKS / 3600,
-            }
-            for x in order
-            if x != KEPT
+            x: {"recordings": recordings[x], "hours": ticks[x] / TICKS / 3600}
+            for x in REASONS
+            if recordings[x]
         },
     }
     (folder / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -506,11 +531,28 @@ def merge(parts: list[Path], folder: Path, valid_hours: float) -> str:
     return "\n".join(lines)
 
 
-def read_lines(parts: Iterable[Path], name: str) -> Iterator[str]:
-    """The lines of a table in all parts."""
+def read_cut(parts: Iterable[Path]) -> Iterator[Cut]:
+    """The recordings of all parts."""
     for part in parts:
-        with (part / name).open(encoding="utf-8") as f:
-            yield from f
+        with (part / "cut").open(encoding="utf-8") as f:
+            for line in f:
+                yield Cut(**json.loads(line))
+
+
+TABLES = ("wav.scp", "segments", "utt2spk", "utt2book")
+
+
+def write(
+    found: Cut, wav_scp: TextIO, segments: TextIO, utt2spk: TextIO, utt2book: TextIO
+) -> None:
+    """Write a recording's lines."""
+    print(found.rec, found.flac, file=wav_scp)
+    for start, end in found.segments:
+        utt = f"{found.rec}-{start:07d}-{end:07d}"
+        times = f"{start / TICKS:.2f} {end / TICKS:.2f}"
+        print(utt, found.rec, times, file=segments)
+        print(utt, found.speaker, file=utt2spk)
+        print(utt, found.book, file=utt2book)
 
 
 # ------------------------------------------------------------------------------------

@@ -81,12 +81,6 @@ for set in train valid; do
     for file in wav.scp segments utt2spk utt2book; do
         LC_ALL=C sort "${from}/${file}" > "${staged}/${file}"
     done
-    twice=$(cut -d' ' -f1 "${staged}/wav.scp" | uniq -d | head -n 1)
-    if [ -n "${twice}" ]; then
-        log "Error: two recordings have the id ${twice}:"
-        grep "^${twice} " "${staged}/wav.scp"
-        exit 1
-    fi
     utils/utt2spk_to_spk2utt.pl "${staged}/utt2spk" > "${staged}/spk2utt"
     utils/validate_data_dir.sh --no-feats --no-text --non-print "${staged}" > "${from}/log" 2>&1 \
         || { cat "${from}/log"; exit 1; }
