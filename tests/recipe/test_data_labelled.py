@@ -39,7 +39,7 @@ def test_what_is_wrong_is_said_and_the_rest_goes_on(tmp_path):
     (notes / "words/ES2011a.B.words.xml").write_text("<nite:root")
     (root / "ami/amicorpus/EN2002a/audio/EN2002a.Headset-1.wav").unlink()
     trees.librispeech(root / "librispeech")
-    trees.commonvoice(root / "commonvoice")
+    trees.commonvoice(root / "commonvoice", trees.COMMONVOICE_17)
     speaker = next(root.glob("librispeech/LibriSpeech/dev-clean/*/*"))
     next(speaker.glob("*.trans.txt")).unlink()
     data, log = prepare(
@@ -70,6 +70,20 @@ def test_what_is_wrong_is_said_and_the_rest_goes_on(tmp_path):
     ]
     assert len(read(data / "ami_ihm_eval/text")) == 3
     assert not list(data.glob("librispeech*"))
+    texts = read(data / "commonvoice_test/text")
+    assert texts == {
+        f"c0ffee{i}-common_voice_en_{i + 100}": trees.sentence("cv", i)[0]
+        for i in range(4)
+    }
+
+
+def test_common_voice_without_a_sentence_is_refused(tmp_path):
+    columns = trees.COMMONVOICE_5.replace(" sentence ", " text ")
+    trees.commonvoice(tmp_path / "corpus", columns)
+    data, log = prepare(tmp_path, {"COMMONVOICE": tmp_path / "corpus"})
+    assert "en/test.tsv lacks one of the columns client_id, path and sentence" in log
+    assert "1 failed ( commonvoice)" in log
+    assert not (data / "commonvoice_test").exists()
 
 
 @pytest.mark.parametrize(
@@ -79,6 +93,10 @@ def test_what_is_wrong_is_said_and_the_rest_goes_on(tmp_path):
         ("'Quoted' don't", "QUOTED DON'T"),
         ("Caf\u00e9, twenty-one!", "CAFE TWENTY ONE"),
         ("[laughs]", ""),
+        # Marks of the corpora are in other brackets; what is read stands in parentheses.
+        ("He (John) went", "HE JOHN WENT"),
+        ("(all of it)", "ALL OF IT"),
+        ("[inaudible 0:01:02.30] {BREATH} yeah", "YEAH"),
     ],
 )
 def test_normalise(text, words):

@@ -72,7 +72,6 @@ read_directly() {
         -e 's: sox -c 1 -t wavpcm -e signed-integer (.*) -t wavpcm - \|$: \1:' \
         -e 's: sph2pipe -f wav -p (.*) \|$: \1:' \
         -e 's: ffmpeg -i (.*) -f wav -ar 16000 -ab 16 -ac 1 - \|$: \1:' "$1/wav.scp"
-    sed -i -E "s:^(\S+) (corpus/.*)$:\1 ${PWD}/\2:" "$1/wav.scp"
     ! grep -q '|$' "$1/wav.scp" || fail "$1/wav.scp has a pipe: $(grep -m 1 '|$' "$1/wav.scp")"
 }
 
@@ -182,8 +181,16 @@ commonvoice() {
     local tsv
     tsv=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort | tail -n 1)
     [ -n "${tsv}" ] || fail "Common Voice: no en/test.tsv in ${COMMONVOICE}"
-    mkdir -p data
-    local/data_prep.pl "$(dirname "${tsv}")" test data/test_en
+    # The stock script takes the third column for the sentence: since release 17, it is not.
+    mkdir -p data release
+    ln -s "${PWD}/$(dirname "${tsv}")/clips" release/clips
+    awk -F '\t' -v OFS='\t' '
+        NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i
+                  if (!(at["client_id"] && at["path"] && at["sentence"])) exit 1 }
+        { print $at["client_id"], $at["path"], $at["sentence"] }
+    ' "${tsv}" > release/test.tsv || fail "Common Voice: ${tsv} lacks one of the columns" \
+        "client_id, path and sentence; it has: $(head -n 1 "${tsv}")"
+    local/data_prep.pl "${PWD}/release" test data/test_en
     evaluate data/test_en commonvoice_test
 }
 

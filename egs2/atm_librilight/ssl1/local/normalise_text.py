@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Bring a corpus's transcripts to LibriSpeech's: upper case, letters and apostrophes.
 
-Reads a Kaldi text and prints it. What stands in brackets is no word; utterances without
-words are left out, and counted on stderr.
+Reads a Kaldi text and prints it. What stands in [], <> or {} is a mark of the corpus and
+no word; what stands in () is read aloud (TED-LIUM has marks there too, but ESPnet's script
+takes them out). Utterances without words are left out, and counted on stderr.
 """
 
 import re
@@ -16,7 +17,7 @@ def normalise(text: str) -> str:
     >>> normalise("Mm-Hmm , [laughs] it's <unk> FIFTY-one caf\\u00e9s .")
     "MM HMM IT'S FIFTY ONE CAFES"
     """
-    text = re.sub(r"\[[^\]]*\]|<[^>]*>|\([^)]*\)|\{[^}]*\}", " ", text)
+    text = re.sub(r"\[[^\]]*\]|<[^>]*>|\{[^}]*\}", " ", text)
     text = unicodedata.normalize("NFKD", text.replace("\u2019", "'")).upper()
     text = "".join(x for x in text if not unicodedata.combining(x))
     text = re.sub(r"[^A-Z0-9']", " ", text)
