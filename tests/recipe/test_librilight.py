@@ -218,7 +218,8 @@ def find(recipe: Path, tree: Path, *sizes: str) -> None:
     )
 
 
-def segment(recipe: Path, tree: Path, **options: str) -> str:
+def segment(recipe: Path, tree: Path | str, **options: str) -> str:
+    """Run the script with LIBRISPEECH in this folder."""
     opts = [x for name, value in options.items() for x in (f"--{name}", value)]
     (recipe / "db.sh").write_text(f"LIBRISPEECH='{tree}'\n")
     return run(recipe, "local/segment_librilight.sh", *opts)
@@ -406,6 +407,23 @@ def test_exclusions_by_option(recipe, tree):
     )["dropped"][librilight.EXCLUDED]["recordings"]
     assert recordings == 2
     assert f"books of: {own} {tree}/SPEAKERS.TXT" in log
+    assert "Warning" not in log
+
+
+@pytest.mark.parametrize("librispeech", ["", "/no where"])
+def test_a_pool_with_the_readers_of_librispeechs_test_sets(recipe, tree, librispeech):
+    """It is allowed, but said, with what is missing."""
+    find(recipe, tree, "small")
+    log = segment(recipe, librispeech, nj="1")
+    assert "Warning: the readers of LibriSpeech's dev and test sets are not left" in log
+    assert f"LIBRISPEECH, which is '{librispeech}' in db.sh. Set it to the" in log
+    assert "books of: nothing" in log
+    speakers = {
+        speaker
+        for name in ("", "_dev")
+        for speaker in read(recipe / f"data/librilight_unlabelled{name}/spk2utt")
+    }
+    assert "61" in speakers
 
 
 def test_missing_size(recipe, tree):

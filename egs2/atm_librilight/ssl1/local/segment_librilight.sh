@@ -38,10 +38,16 @@ IFS=, read -r -a files <<< "${exclude}"
 for file in ${files[@]+"${files[@]}"}; do
     if [ "${file}" != librispeech ]; then
         exclusions+=("${file}")
-    else
-        for file in "${LIBRISPEECH:-}"/{,LibriSpeech/}{SPEAKERS,CHAPTERS}.TXT; do
-            [ -z "${LIBRISPEECH:-}" ] || [ ! -s "${file}" ] || exclusions+=("${file}")
-        done
+        continue
+    fi
+    known=${#exclusions[@]}
+    for file in "${LIBRISPEECH:-}"/{,LibriSpeech/}{SPEAKERS,CHAPTERS}.TXT; do
+        [ -z "${LIBRISPEECH:-}" ] || [ ! -s "${file}" ] || exclusions+=("${file}")
+    done
+    if [ "${#exclusions[@]}" -eq "${known}" ]; then
+        log "Warning: the readers of LibriSpeech's dev and test sets are not left out: there is" \
+            "no SPEAKERS.TXT or CHAPTERS.TXT in LIBRISPEECH, which is '${LIBRISPEECH:-}' in db.sh." \
+            "Set it to the folder that holds LibriSpeech, or give --segment_opts '--exclude FILE'"
     fi
 done
 log "Leaving out the speakers and books of: ${exclusions[*]-nothing}"
