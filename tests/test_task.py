@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -313,6 +314,47 @@ def test_a_track_at_an_impossible_rate_is_refused_at_the_start(
 def test_the_collate_function_can_be_sent_to_other_processes(ssl_command):
     function = ATMSSLTask.build_collate_fn(arguments(ssl_command(ssl_conf=ATM)), True)
     assert pickle.loads(pickle.dumps(function)).grid == function.grid
+
+
+def test_training_takes_32_seconds_of_all_streams_alike(ssl_command):
+    """A contiguous region, another at each step: a slice of the whole utterance's."""
+    args = arguments(ssl_command(ssl_conf={**ATM, "crop_seconds": 32}))
+    rng = np.random.default_rng(0)
+    data = []
+    for seconds in (40, 64, 50):
+        samples = seconds * 16000
+        speech = rng.standard_normal(samples).astype(np.float32)
+        labels = np.arange((samples - 400) // 160 + 1)
+        track = rng.random((encoder_grid(args).length(samples), 1), dtype=np.float32)
+        streams = dict(speech=speech, text=labels, confidence=track)
+        data.append((f"{seconds}s", streams))
+    whole = [ATMSSLTask.build_collate_fn(args, False)([x])[1] for x in data]
+    assert [x["speech"].size(1) for x in whole] == [x * 16000 for x in (40, 64, 50)]
+    crop = ATMSSLTask.build_collate_fn(args, True)
+    samples, frames = 32 * 16000, encoder_grid(args).length(32 * 16000)
+    starts = []
+    for _ in range(8):
+        utts, batch = crop(data)
+        assert utts == ["40s", "64s", "50s"]
+        assert set(batch["speech_lengths"].tolist()) == {samples}
+        for name in ("text", "confidence"):
+            assert set(batch[f"{name}_lengths"].tolist()) == {frames}
+        for row, utterance in enumerate(whole):
+            # Its first label tells the frame at which it begins.
+            found = utterance["text"][0] == batch["text"][row, 0]
+            (start,) = found.nonzero()[:, 0].tolist()
+            for name, begin, length in (
+                ("speech", start * 640, samples),
+                ("text", start, frames),
+                ("confidence", start, frames),
+            ):
+                expected = utterance[name][0, begin : begin + length]
+                assert torch.equal(batch[name][row], expected), name
+            starts.append(start)
+    for row, seconds in enumerate((40, 64, 50)):
+        assert len(set(starts[row::3])) > 4
+        assert max(starts[row::3]) <= (seconds - 32) * 25
+    assert max(starts) > 400  # the end of the longest is reached, too
 
 
 def test_the_config_of_a_run_keeps_what_the_user_wrote(ssl_command):
