@@ -3,10 +3,11 @@
 import subprocess
 from pathlib import Path
 
+import ami
 import normalise_text
 import pytest
 import trees
-from conftest import copy_recipe
+from conftest import ROOT, copy_recipe
 
 
 def prepare(folder: Path, corpora: dict[str, Path]) -> tuple[Path, str]:
@@ -77,6 +78,76 @@ def test_what_is_wrong_is_said_and_the_rest_goes_on(tmp_path):
     }
 
 
+def test_what_the_annotation_of_ami_has(tmp_path):
+    """Truncated words, marks without words, and segments of several sentences."""
+    root = f'<?xml version="1.0" encoding="ISO-8859-1"?><nite:root {trees.NXT}>'
+    elements = [
+        ("w", "0.50", "0.80", "", "Hmm"),
+        ("w", "0.80", "0.80", 'punc="true"', "."),
+        ("vocalsound", "0.90", "1.20", 'type="laugh"', None),
+        ("w", "2.00", "2.20", "", "Um"),
+        ("disfmarker", "2.20", "2.20", "", None),
+        ("w", "2.20", "2.40", 'trunc="true"', "remo"),
+        ("gap", "2.40", "2.60", "", None),
+        ("w", "2.60", "3.00", "", "caf\xe9"),
+        ("w", "3.00", "3.00", 'punc="true"', "."),
+        ("w", "3.10", "3.50", "", "The"),
+        ("w", "3.50", "4.00", "", "L_C_D_"),
+        ("w", "4.00", "4.00", 'punc="true"', ","),
+        ("w", "4.10", "4.75", "", "Mm-hmm"),
+        ("w", "4.75", "4.75", 'punc="true"', "?"),
+        ("nonvocalsound", "5.00", "5.50", "", None),
+    ]
+    words = ""
+    for i, (tag, start, end, more, text) in enumerate(elements):
+        words += f'<{tag} nite:id="M1.A.words{i}" starttime="{start}" endtime="{end}" '
+        words += f"{more}/>" if text is None else f"{more}>{text}</{tag}>"
+    href = '<nite:child href="M1.A.words.xml#id(M1.A.words{})'
+    segments = "".join(
+        f'<segment nite:id="M1.A.sync.{i}" transcriber_start="1" transcriber_end="2">'
+        f"{child}</segment>"
+        for i, child in enumerate(
+            [
+                href.format(0) + '..id(M1.A.words1)"/>',
+                href.format(2) + '"/>',  # a laugh alone
+                href.format(3) + '..id(M1.A.words13)"/>',
+                href.format(14) + '"/>',
+                "",  # nothing at all
+            ]
+        )
+    )
+    speaker = '<speaker nxt_agent="A" channel="2" global_name="MEE006"/>'
+    for name, content in (
+        ("words/M1.A.words", words),
+        ("segments/M1.A.segments", segments),
+        (
+            "corpusResources/meetings",
+            f'<meeting observation="M1">{speaker}</meeting>',
+        ),
+    ):
+        file = tmp_path / f"{name}.xml"
+        file.parent.mkdir()
+        file.write_bytes(f"{root}{content}</nite:root>".encode("latin-1"))
+    out = tmp_path / "transcripts1"
+    ami.write_transcripts(tmp_path, tmp_path / "amicorpus", out)
+    assert out.read_text(encoding="utf-8").splitlines() == [
+        "M1 A MEE006 2 1 2 0.50 0.80 Hmm . 0.80",
+        "M1 A MEE006 2 1 2 2.00 4.75 Um remo caf\xe9 . The L_C_D_ , Mm-hmm ? "
+        "3.00 4.00 4.75",
+    ]
+    # ESPnet's own script splits them at full stops, and takes the marks out.
+    stock = (ROOT / "egs2/TEMPLATE").resolve().parent / "ami/asr1/local"
+    split = tmp_path / "transcripts2"
+    subprocess.run(
+        [stock / "ami_split_segments.pl", out, split], check=True, capture_output=True
+    )
+    assert sorted(split.read_text(encoding="utf-8").splitlines()) == [
+        "M1 H02 MEE006 0.5 0.8 HMM ",
+        "M1 H02 MEE006 2 3 UM REMO CAF\xe9 ",
+        "M1 H02 MEE006 3 4.75 THE L. C. D. MM-HMM ",
+    ]
+
+
 def test_common_voice_without_a_sentence_is_refused(tmp_path):
     columns = trees.COMMONVOICE_5.replace(" sentence ", " text ")
     trees.commonvoice(tmp_path / "corpus", columns)
@@ -93,7 +164,7 @@ def test_common_voice_without_a_sentence_is_refused(tmp_path):
         ("'Quoted' don't", "QUOTED DON'T"),
         ("Caf\u00e9, twenty-one!", "CAFE TWENTY ONE"),
         ("[laughs]", ""),
-        # Marks of the corpora are in other brackets; what is read stands in parentheses.
+        # Marks of the corpora are in other brackets; what is read is in parentheses.
         ("He (John) went", "HE JOHN WENT"),
         ("(all of it)", "ALL OF IT"),
         ("[inaudible 0:01:02.30] {BREATH} yeah", "YEAH"),
