@@ -6,7 +6,7 @@
 Writes synthetic JSON of the official format for --hours, and for a tenth of them, and runs
 ``local/librilight.py`` and ``sort`` on them as ``local/segment_librilight.sh`` does, with
 --nj processes. What a corpus of 60,000 h takes is 60,000 / --hours times as much, plus the
-reading of 219,000 FLAC headers, which is the disk's speed.
+reading of header and last sample of 219,000 FLACs, which is the disk's speed.
 """
 
 import argparse
@@ -79,7 +79,8 @@ def cut(root: Path, folder: Path, nj: int) -> None:
     subprocess.run(merge, check=True, stdout=sys.stderr)
     for table in ("wav.scp", "segments", "utt2spk", "utt2book"):
         file = merged / "train" / table
-        subprocess.run(["sort", "-o", file, file], check=True, env={"LC_ALL": "C"})
+        sort = ["sort", "-S", "64M", "-o", file, file]
+        subprocess.run(sort, check=True, env={"LC_ALL": "C"})
 
 
 def main() -> None:

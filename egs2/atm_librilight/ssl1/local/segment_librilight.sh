@@ -85,7 +85,7 @@ for set in train valid; do
     staged=${from}/sorted
     mkdir -p "${staged}"
     for file in wav.scp segments utt2spk utt2book; do
-        LC_ALL=C sort "${from}/${file}" > "${staged}/${file}"
+        LC_ALL=C sort -S 64M "${from}/${file}" > "${staged}/${file}"
     done
     utils/utt2spk_to_spk2utt.pl "${staged}/utt2spk" > "${staged}/spk2utt"
     utils/validate_data_dir.sh --no-feats --no-text --non-print "${staged}" > "${from}/log" 2>&1 \
