@@ -46,7 +46,7 @@ def test_what_is_wrong_is_said_and_the_rest_goes_on(tmp_path):
     data, log = prepare(
         tmp_path,
         {
-            "AMI": root / "ami",
+            "AMI": Path("../../../corpora/ami"),  # seen from the recipe
             "LIBRISPEECH": root / "librispeech",
             "TEDLIUM2": root / "nowhere",
             "COMMONVOICE": root / "commonvoice",

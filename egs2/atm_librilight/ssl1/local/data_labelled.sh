@@ -41,11 +41,12 @@ enter() {
     local name=$1 stock=${espnet_root}/egs2/$2 path=$3
     [ -d "${stock}/local" ] || fail "${name}: ${stock}/local is not there"
     [ -d "${path}" ] || fail "${name}: db.sh names ${path}, which is no directory"
+    path=$(readlink -f "${path}")
     rm -rf "${work:?}/${name}"
     mkdir -p "${work}/${name}/bin"
     cd "${work}/${name}"
     ln -s "$(readlink -f "${stock}/local")" local
-    ln -s "$(readlink -f "${path}")" corpus
+    ln -s "${path}" corpus
     local x
     for x in steps scripts pyscripts cmd.sh; do
         ln -s "$(readlink -f "${recipe}/${x}")" "${x}"
@@ -130,13 +131,15 @@ ami_speakers() {
     utils/utt2spk_to_spk2utt.pl "$1/utt2spk" > "$1/spk2utt"
 }
 ami() {
-    local root=corpus annotations=${AMI_ANNOTATIONS:-} mic dset
+    local root=corpus annotations= mic dset dir
+    # As seen from the recipe, like all paths of db.sh.
+    [ -z "${AMI_ANNOTATIONS:-}" ] || annotations=$(cd "${recipe}" && realpath -m "${AMI_ANNOTATIONS}")
     [ ! -d corpus/amicorpus ] || root=corpus/amicorpus
-    for dir in "${AMI}/annotations" "${AMI}/ami_public_manual_1.6.2" \
-        "${AMI}/ami_public_manual_1.6.1" "${AMI}"; do
+    for dir in corpus/annotations corpus/ami_public_manual_1.6.{2,1} corpus; do
         [ -n "${annotations}" ] || [ ! -d "${dir}/words" ] || annotations=${dir}
     done
-    [ -d "${annotations}/words" ] || fail "AMI: no words/ with NXT XML in ${AMI}/annotations:" \
+    [ -d "${annotations}/words" ] \
+        || fail "AMI: no words/ with NXT XML in ${annotations:-${AMI}/annotations}:" \
         "unzip ami_public_manual_1.6.2.zip there, or set AMI_ANNOTATIONS in db.sh"
     mkdir -p data/local/{annotations,downloads}
     python3 "${recipe}/local/ami.py" transcripts --annotations "${annotations}" \
