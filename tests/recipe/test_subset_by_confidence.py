@@ -61,7 +61,11 @@ def test_what_cannot_be_selected_is_named(select, tmp_path):
     means = tmp_path / "utt2confidence"
     means.write_text("".join(means.read_text().splitlines(keepends=True)[:3]))
     done = select("0.5")
-    assert done.returncode == 1 and "b-2 has no confidence in" in done.stderr
+    assert done.returncode == 0
+    assert "3 of 4 utterances kept" in done.stdout
+    assert "0 have a mean confidence below 0.5, 1 have no confidence in" in done.stdout
+    subset = (tmp_path / "subset" / "wav.scp").read_text().splitlines()
+    assert [line.split()[0] for line in subset] == ["a-1", "a-2", "b-1"]
     means.unlink()
     done = select("0.5")
     assert done.returncode == 1 and "utt2confidence is missing" in done.stderr

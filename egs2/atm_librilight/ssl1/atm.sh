@@ -55,6 +55,7 @@ scorer_tag=           # Or a published ESPnet model, by its name or as a packed 
 scorer_train_config=  # ASR config of a scorer that is trained here (default: asr_config).
 scorer_name=          # Of a further scorer beside another of the same corpus, e.g. ami.
 score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy".
+max_skipped=0         # Go on without so many utterances of a set that cannot be scored.
 min_confidence=       # Pre-train on utterances with at least this mean confidence.
 
 # Pre-training
@@ -125,6 +126,8 @@ Options:
     --scorer_train_config  # ASR config of the scorer (default: that of --asr_config).
     --scorer_name      # Names a further scorer, and the runs that use it, e.g. ami.
     --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
+    --max_skipped      # Go on without utterances that cannot be scored, if a set has no more
+                       # of them than this (default="${max_skipped}").
     --min_confidence   # Pre-train only on utterances with at least this mean confidence,
                        # in [0, 1] (default: on all).
     --asr_config       # ASR config (default="${asr_config}"); fine-tuning takes the
@@ -458,18 +461,22 @@ if [ -z "${scorer_model}" ]; then
     scorer_model=${scorer_exp}/${inference_asr_model}
 fi
 
-# One folder for each scorer and measure.
-score_key=$(make_key "${pool_key}" "${score_opts}" \
-    "$([ ! -s "${scorer_model}" ] || md5sum < "${scorer_model}")")
+# One folder for each scorer and measure, whatever computes the scores.
+[[ " ${score_opts}" != *" --max_skipped"* ]] \
+    || die "--max_skipped is an option of its own: take it out of --score_opts"
+[[ ${max_skipped} =~ ^[0-9]+$ ]] || die "--max_skipped ${max_skipped} is not a whole number"
+measure_opts=$(sed -E 's/--(num_workers|batch_bins)[ =]+[^ ]+//g' <<< "${score_opts}" | xargs)
+score_key=$(make_key "${pool_key}" "${measure_opts}" \
+    "$([ ! -s "${scorer_model}" ] || cat "${scorer_model}" "${scorer_config}" | md5sum)")
 confidence_dir=${expdir}/confidence_${score_key:0:8}
 score_set() {
     local dset=$1
     local dir=${confidence_dir}/${dset}
     local scp=${data_feats}/${dset}/wav.scp
-    local logdir=${dir}/logdir _nj _split= _ngpu=$((ngpu > 0)) n
+    local logdir=${dir}/logdir _nj _split= _ngpu=$((ngpu > 0)) n all
     mkdir -p "${logdir}"
-    _nj=$(wc -l < "${scp}")
-    _nj=$((nj < _nj ? nj : _nj))
+    all=$(wc -l < "${scp}")
+    _nj=$((nj < all ? nj : all))
     for n in $(seq "${_nj}"); do
         mkdir -p "${logdir}/${_nj}.${n}"
         _split+=" ${logdir}/${_nj}.${n}/wav.scp"
@@ -477,6 +484,7 @@ score_set() {
     # shellcheck disable=SC2086
     utils/split_scp.pl "${scp}" ${_split}
     log "Scoring ${dset} started... log: '${logdir}/score.*.log'"
+    # A job knows nothing of what the others skip: the bound is on all of them together.
     # shellcheck disable=SC2086
     ${decode_cmd} --gpu "${_ngpu}" JOB=1:"${_nj}" "${logdir}"/score.JOB.log \
         python3 -m espnet_atm.bin.score \
@@ -485,28 +493,39 @@ score_set() {
             --asr_model_file "${scorer_model}" \
             --wav_scp "${logdir}/${_nj}.JOB/wav.scp" \
             --output_dir "${logdir}/${_nj}.JOB" \
+            --max_skipped "${all}" \
             ${score_opts} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
     for file in confidence.scp utt2confidence skipped; do
         for n in $(seq "${_nj}"); do
             cat "${logdir}/${_nj}.${n}/${file}"
-        done > "${dir}/${file}.partial"
+        done | sed '/^$/d' > "${dir}/${file}.partial"
         mv "${dir}/${file}.partial" "${dir}/${file}"
     done
+    diff <(utils/filter_scp.pl --exclude "${dir}/skipped" "${scp}" | cut -d' ' -f1) \
+        <(cut -d' ' -f1 "${dir}/confidence.scp") > "${dir}/difference" \
+        || die "${dset}: not every utterance has either one score or a reason for none:" \
+            "see ${dir}/difference"
+    log "${dset}: $(wc -l < "${dir}/confidence.scp") of ${all} utterances scored"
+    [ -s "${dir}/confidence.scp" ] || die "${dset}: nothing is scored: see ${dir}/skipped"
     cp "${logdir}/${_nj}.1"/{frame_shift,frame_offset,scorer} "${dir}"
-    log "${dset}: $(wc -l < "${dir}/confidence.scp") of $(wc -l < "${scp}") utterances scored"
-    diff <(cut -d' ' -f1 "${scp}" | sort) <(cut -d' ' -f1 "${dir}/confidence.scp" | sort) \
-        > "${dir}/missing" || die "${dset}: not every utterance has one score:" \
-            "${dir}/missing lists them, ${dir}/skipped says why; take them out of data/${dset}"
     python3 -m espnet_atm.bin.summary --confidence_dir "${dir}" --fs "${sampling_rate}"
 }
 score() {
+    local skipped
     for dset in ${unlabelled_sets}; do
         score_set "${dset}"
+    done
+    for dset in ${unlabelled_sets}; do
+        skipped=$(wc -l < "${confidence_dir}/${dset}/skipped")
+        [ "${skipped}" -le "${max_skipped}" ] || die "${skipped} utterances of ${dset} have no" \
+            "score, more than --max_skipped ${max_skipped}: ${confidence_dir}/${dset}/skipped" \
+            "says which and why. Mend them and run stage 6 again, take them out of" \
+            "data/${dset}, or go on without them by --max_skipped ${skipped}"
     done
 }
 if runs 6; then
     log "Stage 6: Score ${unlabelled_sets}"
-    run_once "${confidence_dir}" score "${score_key}" score
+    run_once "${confidence_dir}" score "${score_key} ${max_skipped}" score
 fi
 
 report() {
@@ -524,25 +543,41 @@ if runs 7; then
     log "Open ${PWD}/${confidence_dir}/report/report.html"
 fi
 
-if [ -n "${min_confidence}" ]; then
-    all_set=${train_set}
-    train_set=${all_set}_min${min_confidence}_${score_key:0:8}
-    pool_key=$(make_key "${pool_key}" "${score_key}" "${min_confidence}")
+# Pre-training gets data directories of its own where utterances have no score, and, for
+# training, where --min_confidence leaves some out.
+all_sets="${train_set} ${valid_set}"
+least=${min_confidence:-0}
+if [ -n "${min_confidence}" ] || [ -s "${confidence_dir}/${train_set}/skipped" ]; then
+    train_set+=_min${least}_${score_key:0:8}
 fi
+if [ -s "${confidence_dir}/${valid_set}/skipped" ]; then
+    valid_set+=_min0_${score_key:0:8}
+fi
+if [ "${train_set} ${valid_set}" != "${all_sets}" ]; then
+    pool_key=$(make_key "${pool_key}" "${score_key}" "${train_set} ${valid_set}" \
+        "$(for dset in ${all_sets}; do
+            [ ! -s "${confidence_dir}/${dset}/skipped" ] \
+                || cut -d' ' -f1 "${confidence_dir}/${dset}/skipped"
+        done)")
+fi
+# select_utterances LEAST ALL SUBSET
 select_utterances() {
-    local means=${confidence_dir}/${all_set}/utt2confidence
-    local/subset_by_confidence.sh --min_confidence "${min_confidence}" "${means}" \
-        "${data_feats}/${all_set}" "${data_feats}/${train_set}"
-    mkdir -p "${confidence_dir}/${train_set}"
-    cp "${confidence_dir}/${all_set}"/{frame_shift,frame_offset,scorer} \
-        "${confidence_dir}/${train_set}"
-    utils/filter_scp.pl "${data_feats}/${train_set}/utt2spk" \
-        "${confidence_dir}/${all_set}/confidence.scp" \
-        > "${confidence_dir}/${train_set}/confidence.scp"
+    local/subset_by_confidence.sh --min_confidence "$1" \
+        "${confidence_dir}/$2/utt2confidence" "${data_feats}/$2" "${data_feats}/$3"
+    mkdir -p "${confidence_dir}/$3"
+    cp "${confidence_dir}/$2"/{frame_shift,frame_offset,scorer} "${confidence_dir}/$3"
+    utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/confidence.scp" \
+        > "${confidence_dir}/$3/confidence.scp"
 }
-if runs 7 && [ -n "${min_confidence}" ]; then
-    log "Stage 7: Utterances with a mean confidence of ${min_confidence} or more"
-    run_once "${confidence_dir}" "select_${min_confidence}" "${pool_key}" select_utterances
+select_sets() {
+    local all_train=${all_sets% *} all_valid=${all_sets#* }
+    [ "${train_set}" = "${all_train}" ] \
+        || select_utterances "${least}" "${all_train}" "${train_set}"
+    [ "${valid_set}" = "${all_valid}" ] || select_utterances 0 "${all_valid}" "${valid_set}"
+}
+if runs 7 && [ "${train_set} ${valid_set}" != "${all_sets}" ]; then
+    log "Stage 7: Utterances with a score${min_confidence:+, for training of ${least} or more}"
+    run_once "${confidence_dir}" "select_${least}" "${pool_key}" select_sets
 fi
 
 # ========================== Pre-training ==========================

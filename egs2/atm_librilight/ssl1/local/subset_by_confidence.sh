@@ -14,8 +14,8 @@ min_confidence=  # In [0, 1].
 help_message=$(cat << EOM
 Usage: $0 --min_confidence X <utt2confidence> <data-dir> <subset-dir>
 
-utt2confidence is what espnet_atm.bin.score writes. Every utterance of the data directory
-must be in it.
+utt2confidence is what espnet_atm.bin.score writes. Utterances of the data directory that
+are not in it, because they could not be scored, are left out too.
 EOM
 )
 
@@ -36,15 +36,15 @@ if [ "$(realpath -m "${subset}")" = "$(realpath "${dir}")" ]; then
     exit 1
 fi
 mkdir -p "${subset}"
-LC_ALL=C awk -v least="${min_confidence}" -v means="${means}" '
+LC_ALL=C awk -v least="${min_confidence}" '
     NR == FNR { confidence[$1] = $2; next }
-    !($1 in confidence) { print $1 " has no confidence in " means > "/dev/stderr"; exit 1 }
-    confidence[$1] >= least { print $1 }
+    ($1 in confidence) && confidence[$1] >= least { print $1 }
 ' "${means}" "${dir}/utt2spk" > "${subset}/.utterances"
 all=$(wc -l < "${dir}/utt2spk")
 kept=$(wc -l < "${subset}/.utterances")
-log "${dir}: ${kept} of ${all} utterances kept in ${subset}; $((all - kept)) have a mean" \
-    "confidence below ${min_confidence}"
+scored=$(utils/filter_scp.pl "${means}" "${dir}/utt2spk" | wc -l)
+log "${dir}: ${kept} of ${all} utterances kept in ${subset}; $((scored - kept)) have a mean" \
+    "confidence below ${min_confidence}, $((all - scored)) have no confidence in ${means}"
 if [ "${kept}" -eq 0 ]; then
     log "Error: nothing is left of ${dir}" 1>&2
     exit 1

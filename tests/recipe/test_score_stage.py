@@ -1,0 +1,92 @@
+"""Stage 6 on a set of which two utterances cannot be scored, and the stages after it."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import copy_recipe
+
+SETS = {"pool": 4, "pool_dev": 2, "labelled": 1}
+
+
+@pytest.fixture
+def recipe(corpus, tmp_path):
+    """A copy of the recipe with a pool as stage 4 leaves it.
+
+    The first and the last utterance of ``pool`` last 10 ms.
+    """
+    recipe = copy_recipe(tmp_path / "tree")
+    soundfile.write(tmp_path / "short.wav", np.zeros(160), 16000)
+    audio = iter(sorted(corpus.glob("*.wav")))
+    for dset, count in SETS.items():
+        ids = [f"{dset}-{n}" for n in range(count)]
+        lines = {
+            "wav.scp": [f"{utt} {next(audio)}" for utt in ids],
+            "utt2spk": [f"{utt} {utt}" for utt in ids],
+            "spk2utt": [f"{utt} {utt}" for utt in ids],
+            "text": [f"{utt} unlabelled" for utt in ids],
+        }
+        if dset == "pool":
+            for n in (0, 3):
+                lines["wav.scp"][n] = f"{ids[n]} {tmp_path}/short.wav"
+        folder = recipe / "data" / dset
+        folder.mkdir(parents=True)
+        for name, content in lines.items():
+            (folder / name).write_text("\n".join(content) + "\n")
+        dump = recipe / "dump/x/raw" / dset
+        shutil.copytree(folder, dump)
+        (dump / "feats_type").write_text("raw\n")
+        (dump / "audio_format").write_text("wav\n")
+    return recipe
+
+
+def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
+    def run(*options) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [
+                *("./atm.sh", "--corpus", "x", "--skip_data_prep", "true"),
+                *("--train_set", "pool", "--valid_set", "pool_dev"),
+                *("--asr_train_set", "labelled", "--asr_valid_set", "labelled"),
+                *("--test_sets", "labelled", "--objective", "best_rq"),
+                *("--scorer_config", str(asr[0]), "--scorer_model", str(asr[1])),
+                *("--stage", "6", *options),
+            ],
+            cwd=recipe,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    def folder():
+        (found,) = recipe.glob("exp/x/confidence_*")
+        return found
+
+    # One in each of the two jobs.
+    done = run("--stop_stage", "6", "--max_skipped", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (
+        "2 utterances of pool have no score, more than --max_skipped 1: "
+        f"{folder().relative_to(recipe)}/pool/skipped says which and why" in done.stderr
+    )
+    assert "by --max_skipped 2" in done.stderr
+    summary = json.loads((folder() / "pool/summary.json").read_text())
+    assert sum(summary["skipped"].values()) == 2 and summary["utterances"] == 2
+    assert re.search(r"skipped: \{.*too short for one frame': 2", done.stdout)
+    skipped = (folder() / "pool/skipped").read_text().splitlines()
+    assert [line.split()[0] for line in skipped] == ["pool-0", "pool-3"]
+
+    # With a wider bound, scores that are there stay, however they are computed now.
+    options = ("--max_skipped", "2", "--score_opts", "--num_workers 2")
+    done = run("--stop_stage", "9", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (folder() / "pool/logdir/score.1.log").read_text()
+    assert "2 utterances, 1 of them scored already" in log
+    assert "2 of 4 utterances kept" in done.stdout
+    assert "2 have no confidence in" in done.stdout
+    for mode, ids in {"train": {"pool-1", "pool-2"}, "valid": {"pool_dev-0", "pool_dev-1"}}:
+        shape = recipe / f"exp/x/ssl_stats_raw/{mode}/speech_shape"
+        assert {x.split()[0] for x in shape.read_text().splitlines()} == ids
