@@ -143,14 +143,29 @@ class Scorer:
         )
         return refined, frames
 
+    def is_too_short(self, num_samples: int) -> bool:
+        """Whether so many samples are known to be too few for a frame.
+
+        A centred STFT mirrors more samples than half its window: with fewer it fails on
+        an utterance alone, and beside longer ones sees something else.
+        """
+        stft = self._centred_stft()
+        if stft is not None and num_samples <= stft.n_fft // 2:
+            return True
+        return bool(self.grid.layers) and not self.grid.length(num_samples)
+
+    def _centred_stft(self) -> Optional[torch.nn.Module]:
+        stft = getattr(self.model.frontend, "stft", None)
+        return stft if getattr(stft, "center", False) else None
+
     def _reflect(self, speech: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Let the last frames of a padded utterance be what they are without padding.
 
         A centred STFT sees the utterance's end mirrored when it is alone, and the
         batch's padding otherwise. So the padding gets the mirrored end.
         """
-        stft = getattr(self.model.frontend, "stft", None)
-        if stft is None or not getattr(stft, "center", False):
+        stft = self._centred_stft()
+        if stft is None:
             return speech
         steps = torch.arange(speech.size(1), device=speech.device)
         beyond = steps - lengths[:, None] + 1  # (B, N), 0 at the last sample

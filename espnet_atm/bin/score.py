@@ -45,6 +45,7 @@ WINDOW = 128
 # does not stay in a CPU's caches: 100 s are a quarter slower than 30 s.
 BATCH_SECONDS = (30, 1000)
 ONE_BYTE_ZERO_ONE = 7  # Kaldi's kOneByteZeroOne: steps of 1/255
+TOO_SHORT = "{} samples are too short for one frame"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -327,8 +328,8 @@ def score_corpus(
             found = next(audio)
             if isinstance(found, str):
                 skipped[utt] = found
-            elif scorer.grid.layers and not scorer.grid.length(len(found)):
-                skipped[utt] = f"{len(found)} samples are too short for one frame"
+            elif scorer.is_too_short(len(found)):
+                skipped[utt] = TOO_SHORT.format(len(found))
             else:
                 speech[utt] = _unpack(found)
         return speech
@@ -421,14 +422,27 @@ def score_window(
         samples = torch.tensor([lengths[utt] for utt in batch])
         try:
             confidence, frames = scorer.score(padded, samples, **measure)
-        except ValueError as e:
+            confidence = confidence.cpu().numpy()
+        except torch.AcceleratorError:
+            raise  # the GPU itself is broken, and all that followed would fail too
+        except Exception as e:  # whatever a model raises on audio that it cannot take
             if len(batch) == 1:
-                skipped[batch[0]] = f"the scorer fails: {e}"
+                skipped[batch[0]] = f"the scorer fails: {e or type(e).__name__}"
+            elif isinstance(e, torch.OutOfMemoryError):
+                half = len(batch) // 2
+                logging.warning(
+                    f"{len(batch)} utterances of up to {padded.size(1)} samples do not "
+                    "fit the GPU's memory: half as many; a smaller --batch_bins is faster"
+                )
+                batches = [batch[:half], batch[half:], *batches]
             else:  # one of them is to blame
                 batches = [[utt] for utt in batch] + batches
             continue
-        for utt, row, end in zip(batch, confidence.cpu().numpy(), frames.tolist()):
-            scores[utt] = row[:end]
+        for utt, row, end in zip(batch, confidence, frames.tolist()):
+            if end:
+                scores[utt] = row[:end]
+            else:
+                skipped[utt] = TOO_SHORT.format(lengths[utt])
     return scores
 
 

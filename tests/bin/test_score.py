@@ -15,6 +15,9 @@ import pytest
 import soundfile
 import torch
 from conftest import CNN, CONFORMER
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
+    TooShortUttError,
+)
 from espnet2.train.dataset import ESPnetDataset
 from scipy.signal import resample_poly
 
@@ -351,14 +354,23 @@ def test_a_model_without_ctc_is_refused(make_asr, corpus, tmp_path):
     assert not (tmp_path / "scores" / "confidence.scp").read_text()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such thing"),
+        RuntimeError("no such thing"),
+        TooShortUttError("no such thing", 1, 7),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_an_utterance_that_the_scorer_fails_on_does_not_take_others_along(
-    asr, corpus, tmp_path, monkeypatch
+    asr, corpus, tmp_path, monkeypatch, error
 ):
     real = Scorer.score
 
     def fails_on_utt3(self, speech, lengths, **measure):
         if len(soundfile.read(corpus / "utt3.wav")[0]) in lengths.tolist():
-            raise ValueError("no such thing")
+            raise error
         return real(self, speech, lengths, **measure)
 
     monkeypatch.setattr(Scorer, "score", fails_on_utt3)
@@ -495,3 +507,71 @@ def test_a_moved_folder_goes_on(asr, corpus, undisturbed, tmp_path):
     (moved / "utt2confidence").write_text("".join(lines[:4]))
     main(command(asr, corpus / "wav.scp", moved))
     assert (moved / "confidence.ark").read_bytes() == before
+
+
+def test_an_utterance_alone_in_a_batch_that_the_scorer_fails_on(
+    make_asr, corpus, tmp_path
+):
+    """160 samples are a frame of the grid, and too few for the STFT to mirror."""
+    asr = make_asr(encoder_conf={**CONFORMER, "input_layer": "linear"})
+    wav_scp = with_short(corpus, tmp_path, 160)
+    folder = tmp_path / "scores"
+    main(command(asr, wav_scp, folder, "--batch_bins", "1", "--max_skipped", "1"))
+    text = (folder / "skipped").read_text()
+    assert text == "short 160 samples are too short for one frame\n"
+    assert len((folder / "confidence.scp").read_text().splitlines()) == 2
+    # Whatever else is in its batch.
+    beside = tmp_path / "beside"
+    main(command(asr, wav_scp, beside, "--max_skipped", "1"))
+    assert (beside / "skipped").read_text() == text
+
+
+def test_too_short_for_a_measured_grid(make_asr, corpus, tmp_path):
+    """The model tells by putting out no frame."""
+    asr = make_asr(
+        frontend="sliding_window",
+        frontend_conf={"hop_length": 160, "win_length": 400},
+        preencoder="sinc",
+        preencoder_conf={"fs": 16000},
+        normalize=None,
+        encoder_conf={**CONFORMER, "input_layer": "conv2d"},
+    )
+    folder = tmp_path / "scores"
+    wav_scp = with_short(corpus, tmp_path, 900)
+    main(command(asr, wav_scp, folder, "--max_skipped", "1"))
+    text = (folder / "skipped").read_text()
+    assert text == "short 900 samples are too short for one frame\n"
+    assert len((folder / "confidence.scp").read_text().splitlines()) == 2
+
+
+def with_short(corpus, folder, samples) -> Path:
+    """A wav.scp of two utterances and, between them, one of so many samples."""
+    soundfile.write(folder / "short.wav", np.full(samples, 0.1), 16000)
+    lines = (corpus / "wav.scp").read_text().splitlines()[:2]
+    lines.insert(1, f"short {folder}/short.wav")
+    (folder / "wav.scp").write_text("\n".join(lines) + "\n")
+    return folder / "wav.scp"
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_halved(
+    asr, corpus, undisturbed, tmp_path, monkeypatch
+):
+    """The error is raised by hand: a CPU has no such limit."""
+    real, sizes = Scorer.score, []
+
+    def small_gpu(self, speech, lengths, **measure):
+        sizes.append(len(speech))
+        if len(speech) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(self, speech, lengths, **measure)
+
+    monkeypatch.setattr(Scorer, "score", small_gpu)
+    monkeypatch.setattr(Scorer, "depends_on_padding", lambda self, **measure: False)
+    folder = tmp_path / "scores"
+    main(command(asr, corpus / "wav.scp", folder))
+    assert sizes == [10, 5, 2, 3, 5, 2, 3]
+    expected = kaldiio.load_scp(str(undisturbed / "confidence.scp"))
+    found = kaldiio.load_scp(str(folder / "confidence.scp"))
+    assert list(found) == list(expected)
+    for utt, track in expected.items():
+        assert np.abs(track - found[utt]).max() < 1.01 / 255
