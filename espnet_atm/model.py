@@ -1,5 +1,6 @@
 """ESPnet's SSL model with masks and loss weights from confidence."""
 
+import logging
 from typing import Dict, Optional, Tuple
 
 import torch
@@ -157,7 +158,23 @@ class ATMSSLModel(ESPnetSSLModel):
                     "espnet_atm.bin.score, which resamples"
                 )
             self.scorer = scorer
-        tracks, counts = self.scorer.score(speech, speech_lengths, **options)
+            self.score_alone = scorer.depends_on_padding(**options)
+            if self.score_alone:
+                logging.warning(
+                    "ssl_conf.scorer: its scores depend on the padding of a batch: "
+                    "utterances of different lengths are scored one by one"
+                )
+        if self.score_alone and len(speech_lengths.unique()) > 1:
+            rows = [
+                self.scorer.score(row[None, :length], length[None], **options)
+                for row, length in zip(speech, speech_lengths)
+            ]
+            tracks = torch.nn.utils.rnn.pad_sequence(
+                [track[0] for track, _ in rows], batch_first=True
+            )
+            counts = torch.cat([count for _, count in rows])
+        else:
+            tracks, counts = self.scorer.score(speech, speech_lengths, **options)
         return align_tracks(
             tracks, counts, self.scorer.grid, frames, self.encoder_grid()
         )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import LOSSES
+from conftest import CNN, CONFORMER, LOSSES
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from test_task import WAV2VEC, arguments
 
@@ -345,3 +345,21 @@ def test_a_scorer_of_another_rate_is_refused(build, make_asr):
     model = build(masker="atm", scorer=scorer_conf(asr))
     with pytest.raises(ValueError, match="wants audio at 8000 Hz, .*fs is 16000"):
         model.score(SPEECH, LENGTHS, LENGTHS // 640)
+
+
+def test_padding_does_not_leak_into_scores_inside_training(build, make_asr, caplog):
+    """As it would through group norm over time."""
+    asr = make_asr(
+        frontend="wav2vec_cnn",
+        frontend_conf={**CNN, "norm_mode": "group_norm"},
+        encoder_conf={**CONFORMER, "input_layer": "linear"},
+        normalize=None,
+    )
+    model = build(masker="atm", scorer=scorer_conf(asr)).eval()
+    frames = torch.tensor([model.encoder_grid().length(int(n)) for n in LENGTHS])
+    found = model.score(SPEECH, LENGTHS, frames)
+    assert "its scores depend on the padding of a batch" in caplog.text
+    for row, (speech, samples, count) in enumerate(zip(SPEECH, LENGTHS, frames)):
+        alone = model.score(speech[None, :samples], samples[None], count[None])
+        torch.testing.assert_close(found[row, :count], alone[0])
+        assert not found[row, count:].any()

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import CNN
+from conftest import CNN, CONFORMER
 from espnet2.tasks.asr import ASRTask
 
 from espnet_atm.confidence import frame_confidence
@@ -89,3 +89,48 @@ def test_a_model_without_ctc_is_refused(make_asr):
 def test_missing_files_are_named(asr, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.pth"):
         Scorer.from_files(asr[0], tmp_path / "nothing.pth")
+
+
+# A scorer that padding leaks into: by group norm over time, and by positions that are
+# a convolution. 8 is the bias of its blank.
+GROUP_NORM = dict(
+    frontend="wav2vec_cnn",
+    frontend_conf={**CNN, "norm_mode": "group_norm"},
+    encoder_conf={**CONFORMER, "input_layer": "linear"},
+    normalize=None,
+)
+CONV_POSITIONS = dict(
+    frontend="wav2vec_cnn",
+    frontend_conf=CNN,
+    preencoder="linear",
+    preencoder_conf={"input_size": 8, "output_size": 16},
+    encoder="transformer",
+    encoder_conf=dict(
+        input_layer="wav2vec",
+        pos_enc_layer_type="conv",
+        output_size=16,
+        attention_heads=2,
+        linear_units=16,
+        num_blocks=2,
+    ),
+    normalize=None,
+)
+
+
+def test_padding_does_not_leak_into_a_conformer(scorer):
+    assert not scorer.depends_on_padding()
+    assert not scorer.depends_on_padding(temperature=0.5, smooth=3)
+
+
+@pytest.mark.parametrize("conf", [GROUP_NORM, CONV_POSITIONS])
+def test_leaks_are_found(make_asr, conf):
+    assert Scorer.from_files(*make_asr(**conf)).depends_on_padding()
+
+
+@pytest.mark.parametrize("conf", [GROUP_NORM, CONV_POSITIONS])
+def test_a_sure_blank_hides_no_leak(make_asr, conf):
+    """The largest posterior hardly moves, and temperature or entropy magnify it."""
+    scorer = Scorer.from_files(*make_asr(**conf))
+    with torch.no_grad():
+        scorer.model.ctc.ctc_lo.bias[0] = 8
+    assert scorer.depends_on_padding(temperature=4.0)

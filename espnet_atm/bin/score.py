@@ -286,7 +286,7 @@ def score_corpus(
     logging.info(
         f"scorer frames: every {scorer.grid.shift} samples at {scorer.sampling_rate} Hz"
     )
-    alone = scorer.depends_on_padding()
+    alone = scorer.depends_on_padding(**measure_options(args))
     if alone:
         logging.warning(
             "the scorer's scores depend on the padding of a batch: only utterances of "
