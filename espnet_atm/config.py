@@ -207,16 +207,24 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def read_track_grid(confidence_scp: str, encoder: FrameGrid) -> FrameGrid:
+def read_track_grid(
+    confidence_scp: str, encoder: FrameGrid, sampling_rate: int
+) -> FrameGrid:
     """The time grid of a stored track, from the files beside its scp.
 
     ``frame_shift`` and, where the scorer's first frame is not centred at half a shift,
-    ``frame_offset`` hold one number each, in samples; ``espnet_atm.bin.score`` writes
-    them.
+    ``frame_offset`` hold one number each, in samples at the ``sampling_rate`` of the
+    scorer, in Hz; ``espnet_atm.bin.score`` writes them. Without that last file they
+    count samples of the audio.
 
     Args:
         confidence_scp: path of ``confidence.scp``.
         encoder: the grid of the frames that are masked.
+        sampling_rate: of the audio that the encoder gets, in Hz.
+
+    Returns:
+        The grid in samples of that audio; its shift need not be whole where the scorer
+        has another rate.
 
     Raises:
         ValueError: when the shift is missing or impossible, naming file and numbers.
@@ -228,22 +236,31 @@ def read_track_grid(confidence_scp: str, encoder: FrameGrid) -> FrameGrid:
             f"{file} is missing: {confidence_scp} does not say how many samples a "
             f"frame lasts; write that number there, e.g. echo {encoder.shift} > {file}"
         )
-    text = file.read_text().strip()
-    if not text.isdigit() or int(text) == 0:
-        raise ValueError(f"{file}: {text!r} is not a positive whole number of samples")
-    shift = int(text)
-    if shift > MAX_RATE_RATIO * encoder.shift:
-        raise ValueError(
-            f"{file}: a track of one value in {shift} samples is too coarse for encoder "
-            f"frames of {encoder.shift} samples; write the scorer's frame shift in "
-            "samples there, or score with a model of a finer frame rate"
-        )
+    shift = _positive(file, "samples")
+    rate_file = folder / "sampling_rate"
+    scorer_rate = _positive(rate_file, "Hz") if rate_file.is_file() else sampling_rate
     file = folder / "frame_offset"
     try:
         offset = float(file.read_text()) if file.is_file() else shift / 2
     except ValueError:
         raise ValueError(f"{file}: not a number of samples") from None
+    if scorer_rate != sampling_rate:
+        shift, offset = (x * sampling_rate / scorer_rate for x in (shift, offset))
+        shift = int(shift) if shift.is_integer() else shift
+    if shift > MAX_RATE_RATIO * encoder.shift:
+        raise ValueError(
+            f"{folder / 'frame_shift'}: a track of one value in {shift} samples is too "
+            f"coarse for encoder frames of {encoder.shift} samples; write the scorer's "
+            "frame shift in samples there, or score with a model of a finer frame rate"
+        )
     return FrameGrid(shift, offset)
+
+
+def _positive(file: Path, unit: str) -> int:
+    text = file.read_text().strip()
+    if not text.isdigit() or int(text) == 0:
+        raise ValueError(f"{file}: {text!r} is not a positive whole number of {unit}")
+    return int(text)
 
 
 def find_track(paths: Sequence[Tuple[str, str, str]], option: str) -> str:

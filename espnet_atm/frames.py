@@ -1,7 +1,7 @@
 """When each frame happens: the time grid of a front end, in samples."""
 
 from dataclasses import dataclass
-from typing import Callable, Iterable, List, Tuple
+from typing import Callable, Iterable, List, Tuple, Union
 
 import torch
 from espnet2.asr.frontend.cnn import CNNFrontend
@@ -16,13 +16,14 @@ class FrameGrid:
     """Frames whose centres lie at ``offset + shift * index`` samples.
 
     Args:
-        shift: samples from one frame to the next.
+        shift: samples from one frame to the next; not whole where they were counted at
+            another sampling rate.
         offset: the centre of frame 0 in samples.
         layers: the chain of strided windows that makes the frames; empty when the grid
             was measured and not derived.
     """
 
-    shift: int
+    shift: Union[int, float]
     offset: float
     layers: Tuple[ConvLayer, ...] = ()
 

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import logging
 from pathlib import Path
 from typing import Callable, Collection, Dict, List, Optional, Tuple
@@ -220,16 +221,28 @@ class ATMSSLTask(SSLTask):
         ESPnet collects the statistics of both sets with ``train=False``, so both must
         be on one grid.
         """
-        grids = {
-            mode: read_track_grid(path, grid)
+        paths = {
+            mode: path
             for mode in ("train", "valid")
             for path, name, _ in getattr(args, f"{mode}_data_path_and_name_and_type")
             if name == TRACK
         }
-        if len(set(grids.values())) > 1:
+        grids = {
+            mode: read_track_grid(path, grid, sampling_rate(args))
+            for mode, path in paths.items()
+        }
+        files = [Path(path).parent / "scorer" for path in paths.values()]
+        makers = [json.loads(file.read_text()) for file in files if file.is_file()]
+        if len(makers) < 2:  # made by hand, or one set only
+            makers = [{}, {}]
+        first, second = makers
+        differ = [x for x in first.keys() & second if first[x] != second[x]]
+        if len(set(grids.values())) > 1 or differ:
             raise ValueError(
-                f"the confidences of the training set ({grids['train']}) and of the "
-                f"validation set ({grids['valid']}) come from different scorers"
+                f"the confidences of the training set ({grids['train']}, {files[0]}) "
+                f"and of the validation set ({grids['valid']}, {files[1]}) come from "
+                f"different scorers or measures{': ' * bool(differ)}"
+                f"{', '.join(sorted(differ))}; score both alike"
             )
         return next(iter(grids.values()), None)
 

@@ -1,4 +1,5 @@
 import argparse
+import json
 import pickle
 import subprocess
 import sys
@@ -362,3 +363,26 @@ def test_the_config_of_a_run_keeps_what_the_user_wrote(ssl_command):
     ATMSSLTask.main(cmd=command)
     folder = Path(command[command.index("--output_dir") + 1])
     assert yaml.safe_load((folder / "config.yaml").read_text())["ssl_conf"] == ATM
+
+
+def test_tracks_of_different_measures_are_refused_at_the_start(
+    ssl_command, corpus, tmp_path
+):
+    """Though their frames are alike."""
+    command = ssl_command(ssl_conf=ATM)
+    for mode, measure in (("train", "max"), ("valid", "entropy")):
+        folder = tmp_path / mode
+        folder.mkdir()
+        for name in ("confidence.scp", "frame_shift", "frame_offset"):
+            (folder / name).write_text((corpus / name).read_text())
+        scorer = {"model": "x", "measure": measure}
+        (folder / "scorer").write_text(json.dumps(scorer))
+        option = f"--{mode}_data_path_and_name_and_type"
+        for at, word in enumerate(command):
+            if word == option and "confidence.scp" in command[at + 1]:
+                command[at + 1] = f"{folder}/confidence.scp,confidence,kaldi_ark"
+    message = "train/scorer.* different scorers or measures: measure; score both alike"
+    with pytest.raises(ValueError, match=message):
+        ATMSSLTask.main(cmd=command)
+    (tmp_path / "valid" / "scorer").unlink()
+    assert ATMSSLTask.build_collate_fn(arguments(command), True)
