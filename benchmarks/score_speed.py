@@ -108,7 +108,7 @@ def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
     batches = []
     for start in range(0, len(dataset), score.WINDOW):
         window = range(start, min(start + score.WINDOW, len(dataset)))
-        speech = {dataset.ids[i]: torch.from_numpy(dataset[i]) for i in window}
+        speech = {i: torch.from_numpy(dataset[i]) for i in window}
         lengths = {utt: len(x) for utt, x in speech.items()}
         for batch in score.make_batches(lengths, batch_bins, alone=False):
             padded = torch.nn.utils.rnn.pad_sequence(
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 16.0))
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--ngpu", type=int, default=0)
-    parser.add_argument("--num_workers", type=int, default=1)
+    parser.add_argument("--num_workers", type=int, help="as of score")
     parser.add_argument("--espnet_utterances", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -160,7 +160,8 @@ def main() -> None:
         batch_bins = score.BATCH_SECONDS[args.ngpu > 0] * RATE
         options = score.get_parser().parse_args(
             [*model, "--wav_scp", str(wav_scp), "--output_dir", "unused"]
-            + ["--ngpu", str(args.ngpu), "--num_workers", str(args.num_workers)]
+            + ["--ngpu", str(args.ngpu)]
+            + (["--num_workers", str(args.num_workers)] if args.num_workers else [])
         )
 
         times = {"bare": [], "score": []}
@@ -168,9 +169,9 @@ def main() -> None:
             times["bare"].append(bare(scorer, dataset, batch_bins))
             output = folder / f"scores{round_}"
             output.mkdir()
-            with score.ScoreWriter(output) as writer:
+            with score.ScoreWriter(output, dataset.utterances) as writer:
                 begin = time.perf_counter()
-                score.score_corpus(options, scorer, dataset.ids, writer)
+                score.score_corpus(options, scorer, dataset, writer)
                 times["score"].append(time.perf_counter() - begin)
 
         decode = Speech2Text(

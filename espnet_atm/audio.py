@@ -1,11 +1,16 @@
 """Audio as Kaldi users have it: files, pipes, archives, segments."""
 
+import hashlib
 import io
 import logging
 import math
+import os
+import re
 import subprocess
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import List, Optional, Tuple, Union
 
 import kaldiio
 import numpy as np
@@ -14,12 +19,18 @@ import soundfile
 import torch
 
 
+UNKNOWN_LENGTH = 0x7F000000
+
+
 class AudioError(ValueError):
     """Why an utterance has no usable audio."""
 
 
-def read_table(path: Path, columns: int) -> List[List[str]]:
-    """The rows of a Kaldi file, the first column an id that is seen once only.
+class Table(Sequence):
+    """The rows of a Kaldi file, each read from the file when it is asked for.
+
+    In memory are 24 bytes a row: where its line begins, a hash of its id, and the order
+    of the hashes. A row is its columns, the first one an id that is seen once only.
 
     Args:
         path: e.g. ``wav.scp`` (two columns) or ``segments`` (four).
@@ -29,20 +40,68 @@ def read_table(path: Path, columns: int) -> List[List[str]]:
         ValueError: naming file and line, on a line with too few columns or an id seen
             twice.
     """
-    rows, seen = [], {}
-    with path.open(encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            row = line.split(maxsplit=columns - 1)
+
+    def __init__(self, path: Path, columns: int):
+        self.path, self.columns = path, columns
+        starts, hashes = array("Q", [0]), array("Q")
+        self.file = path.open("rb")
+        for number, line in enumerate(self.file, 1):
+            row = self._split(line)
             if len(row) != columns:
                 what = "path" if columns == 2 else f"{columns} columns"
-                raise ValueError(f"{path}:{number}: no {what} in {line.strip()!r}")
-            if row[0] in seen:
                 raise ValueError(
-                    f"{path}:{number}: {row[0]} is in line {seen[row[0]]} already"
+                    f"{path}:{number}: no {what} in {line.decode().strip()!r}"
                 )
-            seen[row[0]] = number
-            rows.append([*row[:-1], row[-1].strip()])
-    return rows
+            starts.append(starts[-1] + len(line))
+            hashes.append(_hash(row[0]))
+        self.starts = np.frombuffer(starts, np.uint64)
+        unsorted = np.frombuffer(hashes, np.uint64)
+        self.order = np.argsort(unsorted, kind="stable")
+        self.hashes = unsorted[self.order]
+        self._refuse_repeated()
+
+    def _split(self, line: bytes) -> List[str]:
+        row = line.decode("utf-8").split(maxsplit=self.columns - 1)
+        return [*row[:-1], row[-1].strip()] if row else row
+
+    def _refuse_repeated(self) -> None:
+        alike = np.flatnonzero(self.hashes[1:] == self.hashes[:-1])
+        repeated = [
+            (int(self.order[at + 1]), int(self.order[at]))
+            for at in alike
+            if self[self.order[at]][0] == self[self.order[at + 1]][0]
+        ]
+        if repeated:
+            second, first = min(repeated)
+            raise ValueError(
+                f"{self.path}:{second + 1}: {self[first][0]} is in line {first + 1} "
+                "already"
+            )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> List[str]:
+        index = range(len(self))[index]  # as lists count
+        start, end = map(int, self.starts[index : index + 2])
+        # Processes that read at the same time share the file's position.
+        return self._split(os.pread(self.file.fileno(), end - start, start))
+
+    def find(self, name: str) -> Optional[int]:
+        """The number of the row with this id, from 0; None if there is none."""
+        wanted = np.uint64(_hash(name))
+        at = int(np.searchsorted(self.hashes, wanted))
+        while at < len(self) and self.hashes[at] == wanted:
+            index = int(self.order[at])
+            if self[index][0] == name:
+                return index
+            at += 1
+        return None
+
+
+def _hash(name: str) -> int:
+    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def read_audio(
@@ -74,8 +133,8 @@ def read_audio(
         rate, audio = kaldiio.load_mat(source)
         if audio.dtype.kind == "i":
             audio = audio / np.float32(1 << (8 * audio.dtype.itemsize - 1))
-        last = len(audio) if end == math.inf else round(end * rate)
-        return audio[round(start * rate) : last].astype(np.float32, copy=False), rate
+        first, last = _part(start, end, len(audio), rate)
+        return audio[first:last].astype(np.float32, copy=False), rate
     return _read_file(source, start, end)
 
 
@@ -86,13 +145,9 @@ def _read_file(
         hint = "; an id ends at its first space" if " " in file else ""
         raise AudioError(f"no such file: {file}{hint}")
     with soundfile.SoundFile(file) as f:
-        first = round(start * f.samplerate)
-        last = f.frames if end == math.inf else round(end * f.samplerate)
-        if last > f.frames:
-            raise AudioError(
-                f"its segment ends at {end} s and the recording has "
-                f"{f.frames / f.samplerate:.3f} s"
-            )
+        first, last = _part(start, end, f.frames, f.samplerate)
+        if end == math.inf:
+            _refuse_cut_off(f)
         f.seek(first)
         audio = f.read(last - first, dtype="float32")
         if len(audio) < last - first:
@@ -102,32 +157,62 @@ def _read_file(
         return audio, f.samplerate
 
 
+def _part(start: float, end: float, samples: int, rate: int) -> Tuple[int, int]:
+    """The first sample, and the one after the last."""
+    if end == math.inf:
+        return round(start * rate), samples
+    first, last = round(start * rate), round(end * rate)
+    if last > samples:
+        raise AudioError(
+            f"its segment ends at {end} s and the recording has {samples / rate:.3f} s"
+        )
+    return first, last
+
+
+def _refuse_cut_off(file: soundfile.SoundFile) -> None:
+    """Refuse a file whose header promises more; libsndfile only notes it in its log.
+
+    What is written to a pipe promises 2 or 4 GiB, because its length is not known yet.
+    """
+    pattern = r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)"
+    found = re.search(pattern, file.extra_info, re.MULTILINE)
+    if found:
+        promised, there = map(int, found.groups())
+        if there < promised < UNKNOWN_LENGTH:
+            raise AudioError(f"is cut off: {there} of {promised} bytes are there")
+
+
 class AudioDataset(torch.utils.data.Dataset):
     """Utterances of a ``wav.scp``, or of its ``segments``, at one sampling rate.
 
     Args:
         wav_scp: Kaldi's; its recordings are utterances unless there are segments.
-        sampling_rate: in Hz; audio at other rates is resampled.
+        sampling_rate: in Hz; audio at other rates is resampled. None leaves it.
         segments: Kaldi's: utterance, recording, start and end in seconds.
+
+    Attributes:
+        utterances: the :class:`Table` that has their ids, in the first column.
 
     Raises:
         ValueError: on bad lines, naming file and line.
     """
 
     def __init__(
-        self, wav_scp: Path, sampling_rate: int, segments: Optional[Path] = None
+        self,
+        wav_scp: Path,
+        sampling_rate: Optional[int] = None,
+        segments: Optional[Path] = None,
     ):
         self.sampling_rate = sampling_rate
-        recordings = read_table(wav_scp, 2)
-        self.parts: Dict[str, Tuple[float, float]] = {}
-        if segments is None:
-            self.utterances = recordings
+        self.recordings = Table(wav_scp, 2)
+        self.segmented = segments is not None
+        if not self.segmented:
+            self.utterances = self.recordings
             return
-        sources = dict(recordings)
-        self.utterances = []
-        for number, (utt, recording, *times) in enumerate(read_table(segments, 4), 1):
+        self.utterances = Table(segments, 4)
+        for number, (utt, recording, *times) in enumerate(self.utterances, 1):
             where = f"{segments}:{number}: {utt}"
-            if recording not in sources:
+            if self.recordings.find(recording) is None:
                 raise ValueError(f"{where}: recording {recording} is not in {wav_scp}")
             try:
                 start, end = map(float, times)
@@ -135,22 +220,17 @@ class AudioDataset(torch.utils.data.Dataset):
                 raise ValueError(f"{where}: {times} are not two times") from None
             if not 0 <= start < end:
                 raise ValueError(f"{where}: from {start} s to {end} s is no segment")
-            self.utterances.append([utt, sources[recording]])
-            self.parts[utt] = (start, end)
-
-    @property
-    def ids(self) -> List[str]:
-        """The utterance ids, in the order of the file."""
-        return [utt for utt, _ in self.utterances]
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> Union[np.ndarray, str]:
         """The samples (N,), float32, in [-1, 1]; or why there are none."""
-        utt, source = self.utterances[index]
+        utt, source, *times = self.utterances[index]
+        if self.segmented:
+            source = self.recordings[self.recordings.find(source)][1]
         try:
-            audio, rate = read_audio(source, *self.parts.get(utt, (0.0, math.inf)))
+            audio, rate = read_audio(source, *map(float, times))
         except AudioError as e:
             return str(e)
         except Exception as e:  # whatever the reader of this audio format raises
@@ -163,7 +243,7 @@ class AudioDataset(torch.utils.data.Dataset):
             return "is empty"
         if not np.isfinite(audio).all():
             return "has samples that are not finite"
-        if rate != self.sampling_rate:
+        if self.sampling_rate not in (None, rate):
             _tell_once(utt, rate, self.sampling_rate)
             divisor = math.gcd(rate, self.sampling_rate)
             audio = scipy.signal.resample_poly(

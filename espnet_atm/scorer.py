@@ -180,9 +180,9 @@ class Scorer:
 
         Group norm over time and convolutional positions let padding leak in. Tried on
         noise, quiet and loud, steady and in bursts, in full precision, where rounding
-        is no leak. All posteriors are compared, since a sure blank hides what the others
-        do, and so is the measure, which may magnify it; what half a stored byte cannot
-        tell apart does not count.
+        is no leak. All posteriors are compared, since a sure blank hides what the
+        others do, and so is the measure, which may magnify it; what half a stored byte
+        cannot tell apart does not count.
 
         Args:
             smooth, energy_gate: not looked at; they add no leak.
@@ -210,7 +210,8 @@ class Scorer:
         together, frames = self.log_probs(batch, lengths)
         for row in (1, 2):
             num_samples = lengths[row : row + 1]
-            alone, count = self.log_probs(batch[row : row + 1, : lengths[row]], num_samples)
+            short = batch[row : row + 1, : int(lengths[row])]
+            alone, count = self.log_probs(short, num_samples)
             if count[0] != frames[row]:
                 return True
             beside = together[row : row + 1, : count[0]]

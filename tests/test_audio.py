@@ -1,12 +1,13 @@
 import subprocess
 import sys
 
+import kaldiio
 import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT
 
-from espnet_atm.audio import AudioDataset, AudioError, read_audio, read_table
+from espnet_atm.audio import AudioDataset, AudioError, Table, read_audio
 
 RATE = 16000
 PYSCRIPTS = ROOT / "egs2" / "TEMPLATE" / "asr1" / "pyscripts"
@@ -63,22 +64,30 @@ def test_archives_as_format_wav_scp_writes_them(tmp_path, speech, form):
         check=True,
         capture_output=True,
     )
-    ((_, source),) = read_table(tmp_path / "out" / "wav.scp", 2)
+    ((_, source),) = Table(tmp_path / "out" / "wav.scp", 2)
     assert ".ark:" in source
     audio, rate = read_audio(source)
     assert rate == RATE and audio.dtype == np.float32 and close(audio, speech)
 
 
 def test_segments(tmp_path, wav, speech):
-    (tmp_path / "wav.scp").write_text(f"rec {wav}\npipe cat '{wav}' |\n")
+    pcm = (speech * 32768).round().astype(np.int16)
+    kaldiio.save_ark(
+        str(tmp_path / "x.ark"), {"x": (RATE, pcm)}, scp=str(tmp_path / "x.scp")
+    )
+    ark = (tmp_path / "x.scp").read_text().split()[1]
+    (tmp_path / "wav.scp").write_text(f"rec {wav}\npipe cat '{wav}' |\nark {ark}\n")
     (tmp_path / "segments").write_text(
         "u1 rec 0.25 0.5\nu2 pipe 0.5 1.0\nu3 rec 0.75 1.5\n"
+        "u4 ark 0.25 0.5\nu5 ark 0.75 1.5\n"
     )
     dataset = AudioDataset(tmp_path / "wav.scp", RATE, tmp_path / "segments")
-    assert dataset.ids == ["u1", "u2", "u3"] and len(dataset) == 3
+    assert [row[0] for row in dataset.utterances] == ["u1", "u2", "u3", "u4", "u5"]
     assert close(dataset[0], speech[4000:8000])
     assert close(dataset[1], speech[8000:])
-    assert "its segment ends at 1.5 s and the recording has 1.000 s" in dataset[2]
+    assert close(dataset[3], speech[4000:8000])
+    for over in (2, 4):
+        assert "ends at 1.5 s and the recording has 1.000 s" in dataset[over]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,18 @@ def test_bad_segments_are_named(tmp_path, wav, line, message):
 def test_bad_lines_are_named(tmp_path, text, message):
     (tmp_path / "wav.scp").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_table(tmp_path / "wav.scp", 2)
+        Table(tmp_path / "wav.scp", 2)
+
+
+def test_rows_are_read_from_the_file(tmp_path):
+    lines = [f"utt-{n} a path {n}\n" for n in range(100)]
+    (tmp_path / "wav.scp").write_text("".join(lines))
+    table = Table(tmp_path / "wav.scp", 2)
+    assert len(table) == 100 and table[-1] == ["utt-99", "a path 99"]
+    assert [table.find(row[0]) for row in table] == list(range(100))
+    assert table.find("utt-100") is None
+    with pytest.raises(IndexError):
+        table[100]
 
 
 def test_a_truncated_flac_is_told(tmp_path, speech):
@@ -118,6 +138,28 @@ def test_a_truncated_flac_is_told(tmp_path, speech):
     found = AudioDataset(tmp_path / "wav.scp", RATE)[0]
     assert isinstance(found, str)
     assert "is cut off" in found or "cannot be read" in found
+
+
+@pytest.mark.parametrize("form", ["wav", "aiff", "au"])
+def test_truncated_files_are_told(tmp_path, speech, form):
+    file = tmp_path / f"x.{form}"
+    soundfile.write(file, speech, RATE, subtype="PCM_16")
+    file.write_bytes(file.read_bytes()[:20000])
+    with pytest.raises(AudioError, match="is cut off: 199.. of 3200.? bytes are there"):
+        read_audio(str(file))
+    with pytest.raises(AudioError, match="is cut off"):
+        read_audio(f"cat {file} |")
+    part, _ = read_audio(str(file), 0.1, 0.5)
+    assert close(part, speech[1600:8000])
+
+
+@pytest.mark.parametrize("size", [b"\xff\xff\xff\xff", b"\xdb\xff\xff\x7f"])
+def test_a_pipe_need_not_know_the_length_beforehand(tmp_path, wav, speech, size):
+    """What ffmpeg and sox write there."""
+    data = wav.read_bytes()
+    assert data[36:40] == b"data"
+    (tmp_path / "x.wav").write_bytes(data[:40] + size + data[44:])
+    assert close(read_audio(f"cat {tmp_path}/x.wav |")[0], speech)
 
 
 def test_resampled_audio_lasts_as_long(tmp_path, speech):

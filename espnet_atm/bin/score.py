@@ -5,7 +5,8 @@ Writes into ``--output_dir``
 - ``confidence.ark``, ``confidence.scp``: (frames, 1), Kaldi's one-byte compression of
   [0, 1]; ESPnet reads them as ``DIR/confidence.scp,confidence,kaldi_ark``;
 - ``utt2confidence``: the mean over each utterance, Eq. 5;
-- ``frame_shift``, ``frame_offset``: samples between frames, centre of the first;
+- ``frame_shift``, ``frame_offset``: samples between frames, centre of the first, at
+  the ``sampling_rate`` of the scorer, in Hz;
 - ``scorer``: what made the scores; others are not mixed in;
 - ``skipped``: utterances without a score, and why.
 
@@ -19,13 +20,16 @@ import argparse
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 import sys
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Dict, List, Union
+from typing import TYPE_CHECKING, BinaryIO, Dict, Hashable, Iterator, List, Tuple, Union
 
 import kaldiio
 import numpy as np
@@ -33,14 +37,18 @@ import torch
 from espnet2.utils.types import float_or_none, str2bool
 from tqdm import tqdm
 
-from espnet_atm.audio import AudioDataset, read_table
+from espnet_atm.audio import AudioDataset, Table
 from espnet_atm.confidence import MEASURES, check_refinement
 
 if TYPE_CHECKING:
     from espnet_atm.scorer import Scorer
 
-# Utterances that are read ahead, and sorted by length into batches.
+# Utterances that are sorted by length into batches, of no more audio than this at a
+# time, while as many again are taken over, and so many are read by each process.
 WINDOW = 128
+PART_SECONDS = 3600
+READ_AHEAD = 4
+MAX_WORKERS = 8
 # Audio of a batch, padding included, on a CPU and on a GPU. What a larger batch computes
 # does not stay in a CPU's caches: 100 s are a quarter slower than 30 s.
 BATCH_SECONDS = (30, 1000)
@@ -51,7 +59,9 @@ TOO_SHORT = "{} samples are too short for one frame"
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--asr_train_config", required=True)
     parser.add_argument("--asr_model_file", required=True)
@@ -73,7 +83,10 @@ def get_parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument(
-        "--num_workers", type=int, default=1, help="processes that read audio"
+        "--num_workers",
+        type=int,
+        help="processes that read audio (default: 1; with a GPU one for each core that "
+        f"may be used, {MAX_WORKERS} at most)",
     )
     parser.add_argument("--measure", default="max", choices=MEASURES)
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -95,6 +108,30 @@ def get_parser() -> argparse.ArgumentParser:
         help="more skipped utterances than this end with exit code 1",
     )
     return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse impossible options before anything is loaded or written.
+
+    Raises:
+        ValueError: naming the option and its value.
+    """
+    check_refinement(args.smooth, args.energy_gate)
+    if not 0 < args.temperature < math.inf:
+        raise ValueError(
+            f"temperature: {args.temperature} is not a positive number; write e.g. 2"
+        )
+    for name, least in (("batch_bins", 1), ("num_workers", 0), ("max_skipped", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: {value} is less than {least}")
+
+
+def num_workers(args: argparse.Namespace) -> int:
+    """Processes that read audio: a GPU is not to wait for a single one."""
+    if args.num_workers is not None:
+        return args.num_workers
+    return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if args.ngpu else 1
 
 
 def measure_options(args: argparse.Namespace) -> Dict:
@@ -130,86 +167,156 @@ def write_once(file: Path, text: str) -> None:
 
 
 class ScoreWriter:
-    """The three growing files, kept in step however the last run ended.
+    """The growing files, kept in step however the last run ended.
 
-    A record goes to the ark, then to the scp, then to ``utt2confidence``; on opening,
-    all are cut back to the records that all three hold. One process at a time: another
-    one waits until this one has ended, however it ends.
+    Records go to the ark, then to the scp, then to ``utt2confidence``; on opening, all
+    are cut back to the records that all three hold whole. One process at a time:
+    another one waits until this one has ended, however it ends.
+
+    Args:
+        output_dir: where the files are.
+        utterances: what is to be scored.
+
+    Attributes:
+        records: how many utterances are scored.
+        done: which ones (len(utterances),), bool.
+        skipped: how many were left out since this was opened.
+
+    Raises:
+        ValueError: when there are scores of other utterances.
     """
 
-    def __init__(self, output_dir: Path):
+    def __init__(self, output_dir: Path, utterances: Table):
         self.dir = output_dir
+        self.utterances = utterances
         self.lock = open(output_dir / ".lock", "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             logging.warning(f"{output_dir}: another process scores here; waiting")
             fcntl.flock(self.lock, fcntl.LOCK_EX)
-        scp = self._whole_lines("confidence.scp")
-        means = self._whole_lines("utt2confidence")
-        kept = min(len(scp), len(means))
-        self.done = {line.split()[0] for line in scp[:kept]}
-        end = 0
-        if kept:
-            with (output_dir / "confidence.ark").open("rb") as f:
-                f.seek(int(scp[kept - 1].rsplit(":", 1)[1]))
-                kaldiio.matio.read_kaldi(f)
-                end = f.tell()
-        self.ark = self._open("confidence.ark", end)
-        self.scp = self._open("confidence.scp", _size(scp[:kept]))
-        self.means = self._open("utt2confidence", _size(means[:kept]))
-
-    def _whole_lines(self, name: str) -> List[str]:
-        file = self.dir / name
-        if not file.exists():
-            return []
-        text = file.read_bytes().decode("utf-8", errors="ignore")
-        return [x for x in text.splitlines(keepends=True) if x.endswith("\n")]
-
-    def _open(self, name: str, size: int) -> BinaryIO:
-        f = open(self.dir / name, "ab")
-        f.truncate(size)
-        f.seek(0, os.SEEK_END)
-        return f
-
-    def write(self, utt: str, confidence: np.ndarray) -> None:
-        """Store one utterance, (T,), float32 in [0, 1]."""
-        position = self.ark.tell() + len(utt.encode()) + 1
-        kaldiio.save_ark(
-            self.ark,
-            {utt: confidence[:, None].astype(np.float32)},
-            compression_method=ONE_BYTE_ZERO_ONE,
+        self.ark, self.scp, self.means = (
+            open(output_dir / name, "a+b")
+            for name in ("confidence.ark", "confidence.scp", "utt2confidence")
         )
+        scp, means = _line_ends(self.scp), _line_ends(self.means)
+        self.records = min(len(scp), len(means)) - 1
+        end = 0
+        # Normally the last record is whole, and nothing more is looked at.
+        while self.records and not (
+            end := self._record_end(scp[self.records - 1], scp[self.records])
+        ):
+            self.records -= 1
+        for f, size in (
+            (self.ark, end),
+            (self.scp, scp[self.records]),
+            (self.means, means[self.records]),
+        ):
+            f.truncate(size)
+        self.done = self._find_done()
+        for f in (self.ark, self.scp, self.means):
+            f.seek(0, os.SEEK_END)
+        self.skipped = 0
+        self.reasons = open(output_dir / "skipped.partial", "w", encoding="utf-8")
+
+    def _record_end(self, start: int, end: int) -> int:
+        """Where the record of the scp's line ends in the ark; 0 if it is not whole."""
+        self.scp.seek(start)
+        line = self.scp.read(end - start)
+        try:
+            name = line.split()[0] + b" "
+            position = int(line.rsplit(b":", 1)[1])
+            self.ark.seek(position - len(name))
+            if self.ark.read(len(name) + 2) != name + b"\0B":
+                return 0
+            self.ark.seek(position)
+            kaldiio.matio.read_matrix_or_vector(self.ark)
+        except Exception:  # kaldiio raises all sorts of things on what is cut off
+            return 0
+        return self.ark.tell()
+
+    def _find_done(self) -> np.ndarray:
+        done = np.zeros(len(self.utterances), dtype=bool)
+        strangers, first = 0, None
+        self.scp.seek(0)
+        for line in self.scp:
+            name = line.split()[0].decode("utf-8")
+            index = self.utterances.find(name)
+            if index is None:
+                strangers += 1
+                first = name if first is None else min(first, name)
+            else:
+                done[index] = True
+        if strangers:
+            raise ValueError(
+                f"{self.dir} holds scores of utterances that are not in "
+                f"{self.utterances.path}: {first} and {strangers - 1} more; remove that "
+                "folder"
+            )
+        return done
+
+    def write(self, scores: Dict[int, np.ndarray]) -> None:
+        """Store utterances, by their numbers: (T,), float32 in [0, 1]."""
+        places, means = [], []
+        for index, confidence in scores.items():
+            utt = self.utterances[index][0]
+            position = self.ark.tell() + len(utt.encode()) + 1
+            kaldiio.save_ark(
+                self.ark,
+                {utt: confidence[:, None].astype(np.float32)},
+                compression_method=ONE_BYTE_ZERO_ONE,
+            )
+            places.append(f"{utt} {self.dir / 'confidence.ark'}:{position}\n")
+            # The mean of what is stored, so that it can be had from the track again.
+            mean = np.rint(confidence * 255).mean() / 255
+            means.append(f"{utt} {mean:.6f}\n")
         self.ark.flush()
-        self.scp.write(f"{utt} {self.dir / 'confidence.ark'}:{position}\n".encode())
-        self.scp.flush()
-        # The mean of what is stored, so that it can be had from the track again.
-        mean = np.rint(confidence * 255).mean() / 255
-        self.means.write(f"{utt} {mean:.6f}\n".encode())
-        self.means.flush()
+        # Even if the machine breaks down, the scp names nothing that is not there.
+        os.fsync(self.ark.fileno())
+        for f, lines in ((self.scp, places), (self.means, means)):
+            f.write("".join(lines).encode())
+            f.flush()
+        self.done[list(scores)] = True
+        self.records += len(scores)
+
+    def skip(self, index: int, why: str) -> None:
+        """Note why an utterance has no score, in one line."""
+        line = f"{self.utterances[index][0]} {' '.join(why.split())}"
+        logging.warning(f"skipped {line}")
+        self.reasons.write(line + "\n")
+        self.skipped += 1
 
     def __enter__(self) -> "ScoreWriter":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, error, *_) -> None:
         with self.lock:  # let go last, and also when the disk is full
-            for f in (self.ark, self.scp, self.means):
+            for f in (self.ark, self.scp, self.means, self.reasons):
                 f.close()
+            if error is None:
+                (self.dir / "skipped.partial").replace(self.dir / "skipped")
 
 
-def _size(lines: List[str]) -> int:
-    return sum(len(line.encode()) for line in lines)
+def _line_ends(file: BinaryIO) -> array:
+    """0, and where each line that is whole ends."""
+    ends = array("Q", [0])
+    file.seek(0)
+    for line in file:
+        if line.endswith(b"\n"):
+            ends.append(ends[-1] + len(line))
+    return ends
 
 
-def claim(output_dir: Path, scorer: Dict) -> None:
+def claim(output_dir: Path, scorer: Dict, anew: bool = False) -> None:
     """Tie a folder to what makes its scores; refuse one of another scorer.
 
     Args:
         output_dir: where the scores are.
         scorer: what is known of their maker; goes into the file ``scorer``.
+        anew: whether nothing is scored, so that an earlier claim is void.
     """
     file = output_dir / "scorer"
-    there = json.loads(file.read_text()) if file.exists() else {}
+    there = json.loads(file.read_text()) if file.exists() and not anew else {}
     if any(there[key] != scorer[key] for key in there.keys() & scorer.keys()):
         raise ValueError(
             f"{output_dir} holds scores of another scorer or measure\n"
@@ -222,33 +329,20 @@ def claim(output_dir: Path, scorer: Dict) -> None:
 
 def score_all(args: argparse.Namespace) -> int:
     """Score what is not scored yet; return how many utterances have no score."""
+    check_options(args)
+    segments = None if args.segments is None else Path(args.segments)
+    dataset = AudioDataset(Path(args.wav_scp), segments=segments)
     output_dir = Path(args.output_dir)
-    check_refinement(args.smooth, args.energy_gate)
-    utterances, columns = args.wav_scp, 2
-    if args.segments is not None:
-        utterances, columns = args.segments, 4
-    ids = [row[0] for row in read_table(Path(utterances), columns)]
     output_dir.mkdir(parents=True, exist_ok=True)
-    skipped: Dict[str, str] = {}
-    with ScoreWriter(output_dir) as writer:
-        claim(output_dir, describe_scorer(args))
-        strangers = sorted(writer.done.difference(ids))
-        if strangers:
-            raise ValueError(
-                f"{output_dir} holds scores of utterances that are not in {utterances}: "
-                f"{strangers[0]} and {len(strangers) - 1} more; remove that folder"
-            )
-        done = len(writer.done)
-        logging.info(f"{len(ids)} utterances, {done} of them scored already")
-        if done < len(ids):
-            skipped = score_corpus(args, load_scorer(args), ids, writer)
-    write_once(
-        output_dir / "skipped", "\n".join(f"{x} {why}" for x, why in skipped.items())
-    )
-    logging.info(f"{len(ids) - len(skipped)} scored, {len(skipped)} skipped")
-    for utt, why in skipped.items():
-        logging.warning(f"skipped {utt}: {why}")
-    return len(skipped)
+    with ScoreWriter(output_dir, dataset.utterances) as writer:
+        claim(output_dir, describe_scorer(args), anew=not writer.records)
+        logging.info(
+            f"{len(dataset)} utterances, {writer.records} of them scored already"
+        )
+        if not writer.done.all():
+            score_corpus(args, load_scorer(args), dataset, writer)
+        logging.info(f"{writer.records} scored, {writer.skipped} skipped")
+    return writer.skipped
 
 
 def load_scorer(args: argparse.Namespace) -> "Scorer":
@@ -265,9 +359,12 @@ def load_scorer(args: argparse.Namespace) -> "Scorer":
 
 
 def score_corpus(
-    args: argparse.Namespace, scorer: "Scorer", ids: List[str], writer: ScoreWriter
-) -> Dict[str, str]:
-    """Score window by window; return the utterances that have no score, and why.
+    args: argparse.Namespace,
+    scorer: "Scorer",
+    dataset: AudioDataset,
+    writer: ScoreWriter,
+) -> None:
+    """Score window by window.
 
     Windows begin at the same utterances in each run, and a window is batched as a
     whole, even where a part of it is scored already: so the scores do not depend on
@@ -276,13 +373,18 @@ def score_corpus(
     Args:
         args: the command line.
         scorer: the model.
-        ids: the utterances, in the order of their file.
+        dataset: the utterances; from here on they have the scorer's sampling rate.
         writer: has those that are scored already, and gets the others.
     """
-    grid = {"frame_shift": scorer.grid.shift, "frame_offset": scorer.grid.offset}
+    dataset.sampling_rate = scorer.sampling_rate
+    grid = {
+        "frame_shift": scorer.grid.shift,
+        "frame_offset": scorer.grid.offset,
+        "sampling_rate": scorer.sampling_rate,
+    }
     claim(writer.dir, grid)
-    for name, samples in grid.items():
-        write_once(writer.dir / name, str(samples))
+    for name, value in grid.items():
+        write_once(writer.dir / name, str(value))
     logging.info(
         f"scorer frames: every {scorer.grid.shift} samples at {scorer.sampling_rate} Hz"
     )
@@ -294,62 +396,71 @@ def score_corpus(
         )
     seconds = BATCH_SECONDS[args.ngpu > 0]
     batch_bins = args.batch_bins or seconds * scorer.sampling_rate
-    segments = None if args.segments is None else Path(args.segments)
-    dataset = AudioDataset(Path(args.wav_scp), scorer.sampling_rate, segments)
+    workers = num_workers(args)
 
-    skipped: Dict[str, str] = {}
-    first = [
-        start
-        for start in range(0, len(ids), WINDOW)
-        if any(utt not in writer.done for utt in ids[start : start + WINDOW])
+    windows = [
+        range(start, min(start + WINDOW, len(dataset)))
+        for start in range(0, len(dataset), WINDOW)
+        if not writer.done[start : start + WINDOW].all()
     ]
-    order = [i for start in first for i in range(start, min(start + WINDOW, len(ids)))]
     audio = iter(
         torch.utils.data.DataLoader(
             dataset,
             batch_size=None,
-            sampler=order,
+            sampler=itertools.chain.from_iterable(windows),
             collate_fn=_pack,
-            num_workers=args.num_workers,
+            num_workers=workers,
             # A reader that outlives a killed run must not hold its lock.
             worker_init_fn=lambda _: writer.lock.close(),
-            multiprocessing_context="fork" if args.num_workers else None,
-            # The next window is read while this one is scored.
-            prefetch_factor=-(-WINDOW // args.num_workers)
-            if args.num_workers
-            else None,
+            multiprocessing_context="fork" if workers else None,
+            prefetch_factor=READ_AHEAD if workers else None,
         )
     )
-    bar = tqdm(initial=len(ids) - len(order), total=len(ids), unit="utt", mininterval=5)
+    bar = tqdm(
+        initial=len(dataset) - sum(map(len, windows)),
+        total=len(dataset),
+        unit="utt",
+        mininterval=5,
+    )
 
-    def read(start: int) -> Dict[str, np.ndarray]:
-        speech = {}
-        for utt in ids[start : start + WINDOW]:
-            found = next(audio)
-            if isinstance(found, str):
-                skipped[utt] = found
-            elif scorer.is_too_short(len(found)):
-                skipped[utt] = TOO_SHORT.format(len(found))
-            else:
-                speech[utt] = _unpack(found)
-        return speech
+    def read() -> Iterator[Tuple[range, Dict[int, np.ndarray], Dict[int, str]]]:
+        """Parts of windows: the utterances, their audio, and what was skipped."""
+        for window in windows:
+            first, samples, speech, skipped = window.start, 0, {}, {}
+            for index in window:
+                found = next(audio)
+                if isinstance(found, str):
+                    skipped[index] = found
+                elif scorer.is_too_short(len(found)):
+                    skipped[index] = TOO_SHORT.format(len(found))
+                else:
+                    speech[index] = found
+                    samples += len(found)
+                if samples > PART_SECONDS * scorer.sampling_rate or index == window[-1]:
+                    yield range(first, index + 1), speech, skipped
+                    first, samples, speech, skipped = index + 1, 0, {}, {}
 
     # Taking audio over from the reading processes must not wait for the scorer either.
     with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(read, start) for start in first[:1]]
-        for number, start in enumerate(first):
-            window = ids[start : start + WINDOW]
-            speech = coming.pop().result()
-            coming = [reader.submit(read, x) for x in first[number + 1 : number + 2]]
+        parts = read()
+        coming = reader.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = reader.submit(next, parts, None)
+            utterances, speech, skipped = part
             scores = score_window(
                 scorer, speech, batch_bins, alone, measure_options(args), skipped
             )
-            for utt in window:
-                if utt in scores and utt not in writer.done:
-                    writer.write(utt, scores[utt])
-            bar.update(len(window))
+            writer.write(
+                {
+                    index: scores[index]
+                    for index in utterances
+                    if index in scores and not writer.done[index]
+                }
+            )
+            for index in sorted(skipped):
+                writer.skip(index, skipped[index])
+            bar.update(len(utterances))
     bar.close()
-    return skipped
 
 
 def _pack(found: Union[np.ndarray, str]) -> Union[np.ndarray, str]:
@@ -370,8 +481,8 @@ def _unpack(found: np.ndarray) -> np.ndarray:
 
 
 def make_batches(
-    lengths: Dict[str, int], batch_bins: int, alone: bool
-) -> List[List[str]]:
+    lengths: Dict[Hashable, int], batch_bins: int, alone: bool
+) -> List[List[Hashable]]:
     """Fill batches with utterances of about the same length.
 
     Args:
@@ -380,7 +491,7 @@ def make_batches(
             of its own.
         alone: let only utterances of the same length be together.
     """
-    batches: List[List[str]] = []
+    batches: List[List[Hashable]] = []
     longest = 0
     for utt in sorted(lengths, key=lambda utt: (-lengths[utt], utt)):
         full = not batches or (len(batches[-1]) + 1) * longest > batch_bins
@@ -393,17 +504,17 @@ def make_batches(
 
 def score_window(
     scorer: "Scorer",
-    speech: Dict[str, np.ndarray],
+    speech: Dict[int, np.ndarray],
     batch_bins: int,
     alone: bool,
     measure: Dict,
-    skipped: Dict[str, str],
-) -> Dict[str, np.ndarray]:
+    skipped: Dict[int, str],
+) -> Dict[int, np.ndarray]:
     """Score utterances in batches.
 
     Args:
         scorer: the model.
-        speech: samples of each utterance (N,), float32.
+        speech: samples of each utterance (N,), as :func:`_pack` leaves them.
         batch_bins, alone: see :func:`make_batches`.
         measure: options of ``Scorer.score``.
         skipped: gets the utterances that the scorer fails on, and why.
@@ -417,7 +528,7 @@ def score_window(
     while batches:
         batch = batches.pop(0)
         padded = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(speech[utt]) for utt in batch], batch_first=True
+            [torch.from_numpy(_unpack(speech[utt])) for utt in batch], batch_first=True
         )
         samples = torch.tensor([lengths[utt] for utt in batch])
         try:

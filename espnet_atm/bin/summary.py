@@ -7,6 +7,8 @@ writes it to ``summary.json`` beside the scores.
 import argparse
 import collections
 import json
+import re
+from array import array
 from pathlib import Path
 from typing import Any, Dict
 
@@ -14,7 +16,7 @@ import kaldiio
 import numpy as np
 from tqdm import tqdm
 
-from espnet_atm.audio import read_table
+from espnet_atm.audio import Table
 from espnet_atm.bin.score import write_once
 from espnet_atm.confidence import check_track
 
@@ -28,7 +30,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--confidence_dir", required=True, type=Path)
     parser.add_argument(
-        "--fs", type=int, default=16000, help="sampling rate of the scorer in Hz"
+        "--fs",
+        type=int,
+        default=16000,
+        help="sampling rate of the scorer in Hz, where no sampling_rate is beside the "
+        "scores",
     )
     return parser
 
@@ -39,7 +45,7 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
     Args:
         folder: holds confidence.scp, frame_shift and, where anything was skipped,
             ``skipped``.
-        fs: sampling rate in Hz.
+        fs: sampling rate in Hz, where the file ``sampling_rate`` does not say it.
 
     Returns:
         ``utterances``, ``frames``, ``hours``; ``mean`` and ``deciles`` (9) of frame
@@ -49,12 +55,14 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
     Raises:
         ValueError: when nothing is scored, or a track cannot be a confidence.
     """
-    tracks = read_table(folder / "confidence.scp", 2)
+    tracks = Table(folder / "confidence.scp", 2)
     if not tracks:
         raise ValueError(f"{folder}/confidence.scp is empty: nothing is scored")
     shift = int((folder / "frame_shift").read_text())
+    if (folder / "sampling_rate").exists():
+        fs = int((folder / "sampling_rate").read_text())
     counts = np.zeros(STEPS + 1, dtype=np.int64)
-    means = []
+    means = array("d")
     for utt, source in tqdm(tracks, unit="utt", mininterval=5):
         track = check_track(kaldiio.load_mat(source), utt)
         steps = np.rint(track * STEPS).astype(np.int64)
@@ -65,11 +73,9 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
     shares = np.arange(1, 10) / 10
     deciles = values[np.searchsorted(counts.cumsum(), shares * frames)]
     reasons = collections.Counter()
-    file = folder / "skipped"
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        # Numbers and names differ from one utterance to the next.
-        reason = line.split(maxsplit=1)[1:]
-        reasons[" ".join(reason).split(":")[0] if reason else "?"] += bool(line.strip())
+    if (folder / "skipped").exists():
+        with (folder / "skipped").open(encoding="utf-8") as f:
+            reasons.update(_kind(line) for line in f if line.strip())
     return {
         "utterances": len(tracks),
         "frames": frames,
@@ -77,8 +83,14 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
         "mean": round(float((counts * values).sum() / frames), 4),
         "deciles": [round(float(x), 3) for x in deciles],
         "utterance_deciles": [round(float(x), 3) for x in np.quantile(means, shares)],
-        "skipped": {reason: n for reason, n in reasons.items() if n},
+        "skipped": dict(reasons),
     }
+
+
+def _kind(line: str) -> str:
+    """A reason less the numbers and names that differ between utterances."""
+    _, _, reason = line.strip().partition(" ")
+    return re.sub(r"[0-9]+(\.[0-9]+)?", "N", reason.split(":")[0]) or "?"
 
 
 def main(cmd=None) -> None:

@@ -21,10 +21,12 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
 from espnet2.train.dataset import ESPnetDataset
 from scipy.signal import resample_poly
 
-from espnet_atm.audio import read_table
+from espnet_atm.audio import Table
 from espnet_atm.bin import score, summary
 from espnet_atm.bin.score import main, make_batches
-from espnet_atm.confidence import smooth_confidence
+from espnet_atm.confidence import align_track, smooth_confidence
+from espnet_atm.config import read_track_grid
+from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
 
 FILES = ("confidence.ark", "confidence.scp", "utt2confidence", "frame_shift", "scorer")
@@ -59,7 +61,7 @@ def test_scores_are_the_scorers_within_a_byte(asr, corpus, undisturbed):
         line.split()
         for line in (undisturbed / "utt2confidence").read_text().splitlines()
     )
-    assert list(stored) == [row[0] for row in read_table(corpus / "wav.scp", 2)]
+    assert list(stored) == [row[0] for row in Table(corpus / "wav.scp", 2)]
     for utt, track in stored.items():
         speech, _ = soundfile.read(corpus / f"{utt}.wav", dtype="float32")
         expected, _ = scorer.score(
@@ -106,16 +108,6 @@ def test_files_cut_off_anywhere_are_completed(asr, corpus, undisturbed, name, lo
     file = undisturbed / name
     data = file.read_bytes()
     file.write_bytes(data[: max(len(data) - lost, 0)])
-    if name == "confidence.ark":
-        # What reached the ark only in part never reached the scp.
-        positions = [
-            int(line.rsplit(":")[-1])
-            for line in (undisturbed / "confidence.scp").read_text().splitlines()
-        ]
-        whole = sum(x < len(data) - lost for x in positions)
-        whole = max(whole - 1, 0)
-        lines = (undisturbed / "confidence.scp").read_text().splitlines(keepends=True)
-        (undisturbed / "confidence.scp").write_text("".join(lines[:whole]))
     main(command(asr, corpus / "wav.scp", undisturbed))
     assert contents(undisturbed) == before
 
@@ -575,3 +567,186 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(
     assert list(found) == list(expected)
     for utt, track in expected.items():
         assert np.abs(track - found[utt]).max() < 1.01 / 255
+
+
+def test_a_scorer_of_half_the_rate_gives_tracks_for_training(
+    make_asr, corpus, tmp_path
+):
+    asr = make_asr(
+        frontend_conf={"fs": 8000, "n_fft": 256, "win_length": 200, "hop_length": 80}
+    )
+    folder = tmp_path / "scores"
+    main(command(asr, corpus / "wav.scp", folder))
+    assert (folder / "frame_shift").read_text() == "320\n"
+    assert (folder / "sampling_rate").read_text() == "8000\n"
+    encoder = FrameGrid.from_layers([(512, 160, 256), (3, 2, 0), (3, 2, 0)])
+    grid = read_track_grid(str(folder / "confidence.scp"), encoder, 16000)
+    assert grid.shift == 640 and abs(grid.offset - encoder.offset) < 2
+    scorer = Scorer.from_files(*asr)
+    for utt, track in kaldiio.load_scp(str(folder / "confidence.scp")).items():
+        speech, _ = soundfile.read(corpus / f"{utt}.wav", dtype="float32")
+        half = torch.from_numpy(resample_poly(speech, 1, 2))[None].float()
+        expected, _ = scorer.score(half, torch.tensor([half.size(1)]))
+        frames = encoder.length(len(speech))
+        got = align_track(
+            track[:, 0], grid.shift, 640, frames, grid.offset, encoder.offset
+        )
+        # A sample of 640 is the neighbour's.
+        assert len(got) == frames and abs(frames - expected.size(1)) <= 1
+        count = min(frames, expected.size(1))
+        assert np.abs(got[:count] - expected[0, :count].numpy()).max() < 0.01
+
+
+@pytest.fixture(scope="module")
+def sources(corpus, tmp_path_factory) -> dict:
+    """Three utterances in each of the forms that Kaldi users have."""
+    folder = tmp_path_factory.mktemp("sources")
+    audio = {
+        utt: soundfile.read(corpus / f"{utt}.wav", dtype="int16")[0]
+        for utt in ("utt0", "utt1", "utt2")
+    }
+    kaldiio.save_ark(
+        str(folder / "x.ark"),
+        {utt: (16000, speech) for utt, speech in audio.items()},
+        scp=str(folder / "ark.scp"),
+    )
+    long = np.concatenate(list(audio.values()))
+    soundfile.write(folder / "long.flac", long, 16000, subtype="PCM_16")
+    (folder / "files.scp").write_text(
+        "".join(f"{utt} {corpus}/{utt}.wav\n" for utt in audio)
+    )
+    (folder / "pipes.scp").write_text(
+        "".join(f"{utt} cat {corpus}/{utt}.wav |\n" for utt in audio)
+    )
+    (folder / "long.scp").write_text(f"long {folder}/long.flac\n")
+    ends = np.cumsum([len(x) for x in audio.values()]) / 16000
+    (folder / "segments").write_text(
+        "".join(
+            f"{utt} long {end - len(x) / 16000:.7f} {end:.7f}\n"
+            for (utt, x), end in zip(audio.items(), ends)
+        )
+    )
+    return {"folder": folder, "audio": audio}
+
+
+@pytest.mark.parametrize(
+    "form, options, measure",
+    [
+        ("files", ["--measure", "margin"], {"measure": "margin"}),
+        ("ark", ["--measure", "entropy"], {"measure": "entropy"}),
+        ("pipes", ["--exclude_blank"], {"include_blank": False}),
+        ("long", ["--temperature", "0.5"], {"temperature": 0.5}),
+        ("ark", ["--energy_gate", "0.5"], {"energy_gate": 0.5}),
+        (
+            "pipes",
+            ["--measure", "entropy", "--exclude_blank", "--smooth", "3"],
+            {"measure": "entropy", "include_blank": False, "smooth": 3},
+        ),
+    ],
+)
+def test_options_and_forms_of_audio(asr, sources, tmp_path, form, options, measure):
+    folder = sources["folder"]
+    weights = torch.load(asr[1], weights_only=True)
+    weights["ctc.ctc_lo.bias"][0] = 1.0  # so that the blank is often the best
+    asr = asr[0], tmp_path / "model.pth"
+    torch.save(weights, asr[1])
+    if form == "long":
+        options = [*options, "--segments", str(folder / "segments")]
+    main(command(asr, folder / f"{form}.scp", tmp_path / "scores", *options))
+    scorer = Scorer.from_files(*asr)
+    stored = kaldiio.load_scp(str(tmp_path / "scores" / "confidence.scp"))
+    assert list(stored) == list(sources["audio"])
+    for utt, track in stored.items():
+        speech = torch.from_numpy(sources["audio"][utt] / np.float32(32768))[None]
+        one = speech, torch.tensor([speech.size(1)])
+        expected = scorer.score(*one, **measure)[0][0].numpy()
+        assert track.shape == (len(expected), 1)
+        # A frame at the very edge of the gate may fall on either side.
+        off = np.abs(track[:, 0] - expected) > 0.5 / 255 + 1e-5
+        assert off.sum() <= ("energy_gate" in measure)
+        other = scorer.score(*one)[0][0].numpy()
+        assert np.abs(track[:, 0] - other).max() > 2 / 255  # the option does something
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--temperature", "0"), "temperature: 0.0 is not a positive number"),
+        (("--temperature", "nan"), "temperature: nan is not a positive number"),
+        (("--smooth", "0"), "smooth: 0 is not a positive number of frames"),
+        (("--energy_gate", "-3"), "energy_gate: -3.0 is not a positive number of dB"),
+        (("--batch_bins", "0"), "batch_bins: 0 is less than 1"),
+        (("--num_workers", "-1"), "num_workers: -1 is less than 0"),
+        (("--max_skipped", "-1"), "max_skipped: -1 is less than 0"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything_is_done(
+    asr, corpus, tmp_path, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        main(command(asr, corpus / "wav.scp", tmp_path / "scores", *options))
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_failed_first_run_claims_nothing(make_asr, asr, corpus, tmp_path):
+    without_ctc = make_asr(
+        decoder="transformer",
+        decoder_conf={"linear_units": 16, "num_blocks": 1},
+        model_conf={"ctc_weight": 0.0},
+    )
+    folder = tmp_path / "scores"
+    with pytest.raises(ValueError, match="the scorer has no CTC head"):
+        main(command(without_ctc, corpus / "wav.scp", folder))
+    main(command(asr, corpus / "wav.scp", folder, "--measure", "entropy"))
+    assert json.loads((folder / "scorer").read_text())["measure"] == "entropy"
+
+
+def test_a_reason_is_one_line(asr, corpus, tmp_path):
+    """A command may write several to its stderr."""
+    failing = "echo one >&2; printf 'two\\r\\n\\nthree' >&2; false |"
+    (tmp_path / "wav.scp").write_text(f"utt0 {corpus}/utt0.wav\nbad {failing}\n")
+    folder = tmp_path / "scores"
+    main(command(asr, tmp_path / "wav.scp", folder, "--max_skipped", "1"))
+    text = (folder / "skipped").read_text()
+    assert text == "bad its command ends with 1: one two three\n"
+
+
+@pytest.mark.parametrize("damage", ["short", "zeros at the end", "gone"])
+def test_a_damaged_archive_beside_a_whole_scp(asr, corpus, undisturbed, damage):
+    """As after the breakdown of a machine."""
+    before = contents(undisturbed)
+    file = undisturbed / "confidence.ark"
+    data = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        last = data.rindex(b"utt9 ")
+        zeros = bytes(len(data) - last if damage == "zeros at the end" else 0)
+        file.write_bytes(data[: last if zeros else -100] + zeros)
+    main(command(asr, corpus / "wav.scp", undisturbed))
+    assert contents(undisturbed) == before
+
+
+def test_a_window_of_much_audio_is_scored_in_parts(
+    asr, corpus, undisturbed, tmp_path, monkeypatch
+):
+    batches = []
+    real = score.score_window
+
+    def window(scorer, speech, *rest):
+        batches.append(list(speech))
+        return real(scorer, speech, *rest)
+
+    monkeypatch.setattr(score, "score_window", window)
+    monkeypatch.setattr(score, "PART_SECONDS", 3)
+    folder = tmp_path / "scores"
+    main(command(asr, corpus / "wav.scp", folder))
+    assert len(batches) > 2 and sum(batches, []) == list(range(10))
+    whole = contents(folder)
+    expected = kaldiio.load_scp(str(undisturbed / "confidence.scp"))
+    for utt, track in kaldiio.load_scp(str(folder / "confidence.scp")).items():
+        assert np.abs(track - expected[utt]).max() < 1.01 / 255
+    means = (folder / "utt2confidence").read_text().splitlines(keepends=True)
+    (folder / "utt2confidence").write_text("".join(means[:4]))
+    main(command(asr, corpus / "wav.scp", folder))
+    assert contents(folder) == whole

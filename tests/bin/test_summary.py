@@ -22,6 +22,9 @@ def scores(tmp_path):
     (tmp_path / "frame_shift").write_text("640\n")
     (tmp_path / "skipped").write_text(
         "c cannot be read: LibsndfileError: x\nd is empty\ne cannot be read: OSError: y\n"
+        "f 160 samples are too short for one frame\n"
+        "g its segment ends at 1.5 s and the recording has 1.250 s\n"
+        "h 161 samples are too short for one frame\n"
     )
     return tmp_path
 
@@ -34,8 +37,22 @@ def test_summary_by_hand(scores, capsys):
     assert summary["mean"] == pytest.approx((30 * 0.2 + 10) / 40, abs=1e-3)
     assert summary["deciles"] == [0.2] * 7 + [1.0] * 2
     assert summary["utterance_deciles"][0] == pytest.approx(0.28, abs=1e-3)
-    assert summary["skipped"] == {"cannot be read": 2, "is empty": 1}
+    assert summary["skipped"] == {
+        "cannot be read": 2,
+        "is empty": 1,
+        "N samples are too short for one frame": 2,
+        "its segment ends at N s and the recording has N s": 1,
+    }
     assert "deciles: [0.2, 0.2" in capsys.readouterr().out
+
+
+def test_hours_are_those_of_the_scorers_rate(scores):
+    (scores / "frame_shift").write_text("3200000\n")
+    main(["--confidence_dir", str(scores)])
+    assert json.loads((scores / "summary.json").read_text())["hours"] == 2.222
+    (scores / "sampling_rate").write_text("8000\n")
+    main(["--confidence_dir", str(scores)])
+    assert json.loads((scores / "summary.json").read_text())["hours"] == 4.444
 
 
 def test_nothing_skipped(scores, capsys):

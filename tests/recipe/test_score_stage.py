@@ -1,4 +1,4 @@
-"""Stage 6 on a set of which two utterances cannot be scored, and the stages after it."""
+"""Stages 6 to 9 on a set of which two utterances cannot be scored."""
 
 import json
 import re
@@ -87,6 +87,7 @@ def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
     assert "2 utterances, 1 of them scored already" in log
     assert "2 of 4 utterances kept" in done.stdout
     assert "2 have no confidence in" in done.stdout
-    for mode, ids in {"train": {"pool-1", "pool-2"}, "valid": {"pool_dev-0", "pool_dev-1"}}:
+    kept = {"train": {"pool-1", "pool-2"}, "valid": {"pool_dev-0", "pool_dev-1"}}
+    for mode, ids in kept.items():
         shape = recipe / f"exp/x/ssl_stats_raw/{mode}/speech_shape"
         assert {x.split()[0] for x in shape.read_text().splitlines()} == ids

@@ -507,8 +507,8 @@ score_set() {
             "see ${dir}/difference"
     log "${dset}: $(wc -l < "${dir}/confidence.scp") of ${all} utterances scored"
     [ -s "${dir}/confidence.scp" ] || die "${dset}: nothing is scored: see ${dir}/skipped"
-    cp "${logdir}/${_nj}.1"/{frame_shift,frame_offset,scorer} "${dir}"
-    python3 -m espnet_atm.bin.summary --confidence_dir "${dir}" --fs "${sampling_rate}"
+    cp "${logdir}/${_nj}.1"/{frame_shift,frame_offset,sampling_rate,scorer} "${dir}"
+    python3 -m espnet_atm.bin.summary --confidence_dir "${dir}"
 }
 score() {
     local skipped
@@ -565,7 +565,8 @@ select_utterances() {
     local/subset_by_confidence.sh --min_confidence "$1" \
         "${confidence_dir}/$2/utt2confidence" "${data_feats}/$2" "${data_feats}/$3"
     mkdir -p "${confidence_dir}/$3"
-    cp "${confidence_dir}/$2"/{frame_shift,frame_offset,scorer} "${confidence_dir}/$3"
+    cp "${confidence_dir}/$2"/{frame_shift,frame_offset,sampling_rate,scorer} \
+        "${confidence_dir}/$3"
     utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/confidence.scp" \
         > "${confidence_dir}/$3/confidence.scp"
 }
