@@ -91,3 +91,13 @@ def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
     for mode, ids in kept.items():
         shape = recipe / f"exp/x/ssl_stats_raw/{mode}/speech_shape"
         assert {x.split()[0] for x in shape.read_text().splitlines()} == ids
+
+    # Another config of the scorer means other scores.
+    config = recipe / "config.yaml"
+    config.write_text(asr[0].read_text() + "# changed\n")
+    options = ("--stage", "7", "--stop_stage", "7", "--scorer_config", str(config))
+    assert run(*options).returncode != 0  # nothing to report on
+    assert len(list(recipe.glob("exp/x/confidence_*"))) == 2
+    done = run("--score_opts", "--max_skipped 2")
+    assert done.returncode == 1
+    assert "--max_skipped is an option of its own" in done.stderr

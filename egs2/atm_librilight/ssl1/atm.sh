@@ -198,6 +198,9 @@ asr_epochs=${asr_max_epoch:-$(awk '/^max_epoch:/ {print $2}' "${asr_config}")}
 asr_epochs=${asr_epochs:-40}  # ESPnet's default
 [ "${head_epochs}" -lt "${asr_epochs}" ] \
     || die "--head_epochs ${head_epochs} leaves nothing of the ${asr_epochs} epochs of fine-tuning"
+[[ " ${score_opts}" != *" --max_skipped"* ]] \
+    || die "--max_skipped is an option of its own: take it out of --score_opts"
+[[ ${max_skipped} =~ ^[0-9]+$ ]] || die "--max_skipped ${max_skipped} is not a whole number"
 mkdir -p "${expdir}"
 # The run's config, named by its settings: train_config with ssl_conf and num_classes.
 # Made first, so that impossible settings do not wait for the scorer.
@@ -462,9 +465,6 @@ if [ -z "${scorer_model}" ]; then
 fi
 
 # One folder for each scorer and measure, whatever computes the scores.
-[[ " ${score_opts}" != *" --max_skipped"* ]] \
-    || die "--max_skipped is an option of its own: take it out of --score_opts"
-[[ ${max_skipped} =~ ^[0-9]+$ ]] || die "--max_skipped ${max_skipped} is not a whole number"
 measure_opts=$(sed -E 's/--(num_workers|batch_bins)[ =]+[^ ]+//g' <<< "${score_opts}" | xargs)
 score_key=$(make_key "${pool_key}" "${measure_opts}" \
     "$([ ! -s "${scorer_model}" ] || cat "${scorer_model}" "${scorer_config}" | md5sum)")
