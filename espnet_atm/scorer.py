@@ -195,37 +195,27 @@ class Scorer:
             self.half = half
 
     def _noises(self) -> Iterator[torch.Tensor]:
-        """Two seconds each (N,)."""
+        """A second each (N,): the probe counts where little is to be scored."""
         generator = torch.Generator().manual_seed(0)
-        num_samples = 2 * self.sampling_rate
-        bursts = torch.arange(num_samples) % (self.sampling_rate // 4)
-        envelope = (bursts < self.sampling_rate // 8) + 0.01
-        for level, shape in ((0.01, 1), (0.1, envelope), (0.3, 1), (0.3, envelope)):
-            yield level * shape * torch.randn(num_samples, generator=generator)
+        steps = torch.arange(self.sampling_rate)
+        bursts = (steps % (self.sampling_rate // 4) < self.sampling_rate // 8) + 0.01
+        for level, shape in ((0.01, 1), (0.1, bursts), (0.3, 1)):
+            yield level * shape * torch.randn(len(steps), generator=generator)
 
     def _leaks(self, speech: torch.Tensor, measure: Dict) -> bool:
-        lengths = torch.tensor([int(len(speech) * x) for x in (1.0, 0.6, 0.3)])
-        steps = torch.arange(len(speech))
-        batch = torch.where(steps < lengths[:, None], speech, 0)
+        lengths = torch.tensor([len(speech), int(0.6 * len(speech))])
+        short = speech[None, : lengths[1]]
+        batch = torch.nn.utils.rnn.pad_sequence([speech, short[0]], batch_first=True)
         together, frames = self.log_probs(batch, lengths)
-        for row in (1, 2):
-            num_samples = lengths[row : row + 1]
-            short = batch[row : row + 1, : int(lengths[row])]
-            alone, count = self.log_probs(short, num_samples)
-            if count[0] != frames[row]:
-                return True
-            beside = together[row : row + 1, : count[0]]
-            alone = alone[:, : count[0]]
-            for a, b in (
-                (beside.exp(), alone.exp()),
-                (
-                    frame_confidence(beside, **measure),
-                    frame_confidence(alone, **measure),
-                ),
-            ):
-                if not (a - b).abs().max() <= 0.5 / 255:
-                    return True
-        return False
+        alone, count = self.log_probs(short, lengths[1:])
+        if count[0] != frames[1]:
+            return True
+        beside = together[1:, : count[0]]
+        pairs = (
+            (beside.exp(), alone.exp()),
+            (frame_confidence(beside, **measure), frame_confidence(alone, **measure)),
+        )
+        return not all((a - b).abs().max() <= 0.5 / 255 for a, b in pairs)
 
     def _frames(self, num_samples: int) -> int:
         speech = 0.01 * torch.randn(
