@@ -17,19 +17,32 @@ Run it again after any end, and it goes on where it was.
 """
 
 import argparse
+import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
 import logging
 import math
 import os
+import signal
 import sys
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Dict, Hashable, Iterator, List, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    BinaryIO,
+    Dict,
+    Hashable,
+    Iterator,
+    List,
+    TextIO,
+    Tuple,
+    Union,
+)
 
 import kaldiio
 import numpy as np
@@ -49,6 +62,7 @@ WINDOW = 128
 PART_SECONDS = 3600
 READ_AHEAD = 4
 MAX_WORKERS = 8
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 # Audio of a batch, padding included, on a CPU and on a GPU. What a larger batch computes
 # does not stay in a CPU's caches: 100 s are a quarter slower than 30 s.
 BATCH_SECONDS = (30, 1000)
@@ -410,8 +424,7 @@ def score_corpus(
             sampler=itertools.chain.from_iterable(windows),
             collate_fn=_pack,
             num_workers=workers,
-            # A reader that outlives a killed run must not hold its lock.
-            worker_init_fn=lambda _: writer.lock.close(),
+            worker_init_fn=functools.partial(_begin_reading, writer.lock, os.getpid()),
             multiprocessing_context="fork" if workers else None,
             prefetch_factor=READ_AHEAD if workers else None,
         )
@@ -461,6 +474,18 @@ def score_corpus(
                 writer.skip(index, skipped[index])
             bar.update(len(utterances))
     bar.close()
+
+
+def _begin_reading(lock: TextIO, parent: int, _: int) -> None:
+    """Let a reading process neither hold the lock nor outlive a run that is killed.
+
+    It would wait for ever for someone to take its audio.
+    """
+    lock.close()
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        logging.warning("reading processes may stay behind if this one is killed")
+    if os.getppid() != parent:  # it was killed before that
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _pack(found: Union[np.ndarray, str]) -> Union[np.ndarray, str]:

@@ -188,6 +188,28 @@ def test_killed_at_twenty_random_moments(asr, many, processes, tmp_path, jobs):
     assert halfway
 
 
+def test_readers_end_with_a_run_that_is_killed(asr, many, processes, tmp_path):
+    """Even those that wait for their audio to be taken."""
+    cmd = command(asr, many, tmp_path / "scores", "--num_workers", "2")
+    process = processes.Process(target=score_in_windows_of_four, args=[cmd])
+    process.start()
+    scp = tmp_path / "scores" / "confidence.scp"
+    while not (scp.exists() and scp.stat().st_size):
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)  # nobody takes any more
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    readers = [Path("/proc") / pid for pid in children.read_text().split()]
+    assert len(readers) == 2
+    time.sleep(0.5)
+    process.kill()
+    process.join()
+    end = time.monotonic() + 20
+    while any(reader.exists() for reader in readers):
+        assert time.monotonic() < end, f"{readers} are still there"
+        time.sleep(0.05)
+
+
 def test_two_at_once_do_not_mix(asr, many, processes, tmp_path):
     """A scheduler may start the same job twice."""
     runs = {
