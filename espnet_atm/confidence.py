@@ -97,7 +97,7 @@ def frame_energy(
     Args:
         speech: (B, N), float.
         lengths: samples of each utterance (B,), int.
-        grid: the frames; each stands for ``grid.shift`` samples.
+        grid: the frames; each stands for ``grid.shift`` samples, rounded.
         frames: frames of each utterance (B,), int.
 
     Returns:
@@ -109,7 +109,7 @@ def frame_energy(
     first = (grid.offset + (steps - 0.5) * grid.shift).round().long()
     first = first.expand(len(speech), -1)
     ends = lengths[:, None].to(speech.device)
-    last = (first + grid.shift).clamp(min=0).minimum(ends)
+    last = (first + round(grid.shift)).clamp(min=0).minimum(ends)
     first = first.clamp(min=0).minimum(ends)
     # total[n]: energy of the first n samples
     total = torch.nn.functional.pad(speech.double().square().cumsum(dim=1), (1, 0))

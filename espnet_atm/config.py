@@ -208,7 +208,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def read_track_grid(
-    confidence_scp: str, encoder: FrameGrid, sampling_rate: int
+    confidence_scp: str, sampling_rate: int, encoder: Optional[FrameGrid] = None
 ) -> FrameGrid:
     """The time grid of a stored track, from the files beside its scp.
 
@@ -219,8 +219,8 @@ def read_track_grid(
 
     Args:
         confidence_scp: path of ``confidence.scp``.
-        encoder: the grid of the frames that are masked.
-        sampling_rate: of the audio that the encoder gets, in Hz.
+        sampling_rate: of the audio, in Hz.
+        encoder: the grid of the frames that are masked, which the track must suit.
 
     Returns:
         The grid in samples of that audio; its shift need not be whole where the scorer
@@ -234,7 +234,7 @@ def read_track_grid(
     if not file.is_file():
         raise ValueError(
             f"{file} is missing: {confidence_scp} does not say how many samples a "
-            f"frame lasts; write that number there, e.g. echo {encoder.shift} > {file}"
+            f"frame lasts; write that number there, e.g. echo 640 > {file}"
         )
     shift = _positive(file, "samples")
     rate_file = folder / "sampling_rate"
@@ -247,7 +247,7 @@ def read_track_grid(
     if scorer_rate != sampling_rate:
         shift, offset = (x * sampling_rate / scorer_rate for x in (shift, offset))
         shift = int(shift) if shift.is_integer() else shift
-    if shift > MAX_RATE_RATIO * encoder.shift:
+    if encoder is not None and shift > MAX_RATE_RATIO * encoder.shift:
         raise ValueError(
             f"{folder / 'frame_shift'}: a track of one value in {shift} samples is too "
             f"coarse for encoder frames of {encoder.shift} samples; write the scorer's "

@@ -228,7 +228,7 @@ class ATMSSLTask(SSLTask):
             if name == TRACK
         }
         grids = {
-            mode: read_track_grid(path, grid, sampling_rate(args))
+            mode: read_track_grid(path, sampling_rate(args), grid)
             for mode, path in paths.items()
         }
         files = [Path(path).parent / "scorer" for path in paths.values()]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from espnet_atm.audio import read_audio
 from espnet_atm.confidence import check_track, frame_energy
+from espnet_atm.config import read_track_grid
 from espnet_atm.frames import FrameGrid
 from espnet_atm.masking import sample_span_mask
 
@@ -74,10 +75,7 @@ def read_pairs(file: Path) -> Dict[str, str]:
 def read_corpus(args: argparse.Namespace) -> List[Scored]:
     """Confidence and energy of an even selection of utterances."""
     folder = Path(args.confidence_dir)
-    grid = FrameGrid(
-        int((folder / "frame_shift").read_text()),
-        float((folder / "frame_offset").read_text()),
-    )
+    grid = read_track_grid(str(folder / "confidence.scp"), args.fs)
     tracks = read_pairs(folder / "confidence.scp")
     wavs = read_pairs(Path(args.wav_scp))
     categories = read_pairs(Path(args.utt2category)) if args.utt2category else {}
@@ -158,11 +156,11 @@ def plot_utterances(
 
 
 def plot_example(
-    example: Scored, shift: int, offset: float, args: argparse.Namespace, file: Path
+    example: Scored, grid: FrameGrid, args: argparse.Namespace, file: Path
 ) -> None:
     """Spectrogram, confidence, and the masks that each strategy draws."""
     frames = len(example.confidence)
-    seconds = (offset + shift * np.arange(frames)) / args.fs
+    seconds = (grid.offset + grid.shift * np.arange(frames)) / args.fs
     figure, (top, middle, odds, bottom) = plt.subplots(
         4, 1, figsize=(9, 6.5), sharex=True, height_ratios=[3, 1.5, 1.5, 1.2]
     )
@@ -186,7 +184,8 @@ def plot_example(
         drawn.append(masks[0].numpy())
     odds.set(ylabel=f"masked,\n{DRAWS} draws", ylim=(0, 1.05))
     odds.legend(loc="upper right", ncols=len(STRATEGIES), fontsize="small")
-    edges = np.append(seconds, seconds[-1] + shift / args.fs) - shift / args.fs / 2
+    step = grid.shift / args.fs
+    edges = np.append(seconds, seconds[-1] + step) - step / 2
     bottom.pcolormesh(edges, np.arange(len(drawn) + 1), np.stack(drawn), cmap="Greys")
     bottom.set(
         yticks=np.arange(len(drawn)) + 0.5,
@@ -291,11 +290,10 @@ def main(cmd=None) -> None:
         html_table(by_condition),
         "<h2>Masks</h2>",
     ]
-    shift = int((folder / "frame_shift").read_text())
-    offset = float((folder / "frame_offset").read_text())
+    grid = read_track_grid(str(folder / "confidence.scp"), args.fs)
     for number, example in enumerate(choose_examples(scored, args.num_examples), 1):
         file = output / f"example_{number}.png"
-        plot_example(example, shift, offset, args, file)
+        plot_example(example, grid, args, file)
         parts.append(
             picture(
                 file,

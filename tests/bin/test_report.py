@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from espnet_atm.bin.report import main
+from espnet_atm.bin.report import get_parser, main, read_corpus
 
 
 @pytest.fixture
@@ -35,6 +36,20 @@ def test_report_has_its_plots(scored, tmp_path):
 def test_without_conditions(scored, tmp_path):
     main(scored)
     assert "<td>all</td><td>10</td>" in (tmp_path / "report/report.html").read_text()
+
+
+def test_a_scorer_may_have_another_rate(scored, corpus, tmp_path):
+    expected = read_corpus(get_parser().parse_args(scored))
+    (tmp_path / "confidence.scp").write_text((corpus / "confidence.scp").read_text())
+    for name, value in (
+        ("frame_shift", "320"),
+        ("frame_offset", "239.75"),
+        ("sampling_rate", "8000"),
+    ):
+        (tmp_path / name).write_text(value)
+    scored[1] = str(tmp_path)
+    found = read_corpus(get_parser().parse_args(scored))
+    assert all(np.array_equal(a.energy, b.energy) for a, b in zip(found, expected))
 
 
 def test_another_sampling_rate_is_refused(scored):

@@ -602,7 +602,7 @@ def test_a_scorer_of_half_the_rate_gives_tracks_for_training(
     assert (folder / "frame_shift").read_text() == "320\n"
     assert (folder / "sampling_rate").read_text() == "8000\n"
     encoder = FrameGrid.from_layers([(512, 160, 256), (3, 2, 0), (3, 2, 0)])
-    grid = read_track_grid(str(folder / "confidence.scp"), encoder, 16000)
+    grid = read_track_grid(str(folder / "confidence.scp"), 16000, encoder)
     assert grid.shift == 640 and abs(grid.offset - encoder.offset) < 2
     scorer = Scorer.from_files(*asr)
     for utt, track in kaldiio.load_scp(str(folder / "confidence.scp")).items():
