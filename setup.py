@@ -24,5 +24,5 @@ setup(
         "kaldiio",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "transformers"]},
+    extras_require={"test": ["pytest", "pytest-xdist", "hypothesis", "transformers"]},
 )
