@@ -1,9 +1,11 @@
 import make_asr_config
 import pytest
+import torch
 import yaml
 from conftest import RECIPE
 
 from espnet_atm.bin.export_ssl import export
+from espnet_atm.transducer import ASRTask
 
 TUNING = RECIPE / "conf" / "tuning"
 ASR = TUNING / "train_asr_conformer_mini.yaml"
@@ -14,13 +16,13 @@ L = "train_w2v_bert_conformer_l_atm.yaml"
 def make(tmp_path, capsys):
     """From an SSL config to that of fine-tuning, and to what weights it starts from."""
 
-    def run(**changes):
-        ssl = {**yaml.safe_load((TUNING / L).read_text()), **changes}
+    def run(ssl_config=TUNING / L, asr_config=ASR, **changes):
+        ssl = {**yaml.safe_load(ssl_config.read_text()), **changes}
         exported, _ = export({**ssl, "token_list": []}, {})
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(exported))
         make_asr_config.main(
             [
-                *("--asr_config", str(ASR), "--ssl_model", "x.pth"),
+                *("--asr_config", str(asr_config), "--ssl_model", "x.pth"),
                 *("--ssl_config", str(tmp_path / "config.yaml")),
                 *("--output", str(tmp_path / "asr.yaml")),
             ]
@@ -53,3 +55,19 @@ def test_a_learned_front_end_comes_along(make):
     assert pretrained == [f"x.pth:{part}:{part}" for part in parts]
     assert config["frontend"] == "wav2vec_cnn" and config["preencoder"] == "linear"
     assert config["preencoder_conf"] == {"output_size": 512}
+
+
+def test_the_transducer_of_size_l_fine_tunes_xl(make, tmp_path):
+    """What local/paper.py names: the encoder is XL's, XL needs no config of its own."""
+    make(
+        TUNING / "train_w2v_bert_conformer_xl_atm.yaml",
+        TUNING / "train_asr_conformer_l_rnnt.yaml",
+    )
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("".join(f"{x}\n" for x in ["<blank>", *range(1024), "<sos/eos>"]))
+    args = ["--config", str(tmp_path / "asr.yaml"), "--token_list", str(tokens)]
+    args = ASRTask.get_parser().parse_args(args)
+    with torch.device("meta"):
+        model = ASRTask.build_model(args)
+    assert len(model.encoder.encoders) == 32 and model.use_transducer_decoder
+    assert 550 < sum(p.numel() for p in model.parameters()) / 1e6 < 650
