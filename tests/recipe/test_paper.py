@@ -11,7 +11,7 @@ import results
 from conftest import RECIPE
 from torch.utils.tensorboard import SummaryWriter
 
-# The paper's experiments, by hand: objective, size, masker, ratio, strategy, loss scale, frame_prob, scorer and fine-tuning set of each run.
+# Each table's evaluation sets and runs, by hand from the paper.
 AMI = "ami_ihm+ami_sdm1"
 BOTH = "ami_ihm_eval ami_sdm1_eval"
 
@@ -151,8 +151,8 @@ def test_plan(name, head, plan):
         assert given.pop("stop_stage", "") == ("10" if name == "figure 6" else "")
         scorer = AMI_SCORER if run["scorer_name"] else LS
         assert given == {k: v for k, v in run.items() if v} | scorer
-        config_file = "conf/tuning/train_{objective}_conformer_{model_size}_{masker}.yaml"
-        assert (RECIPE / config_file.format(**run)).exists()
+        ssl_config = "train_{objective}_conformer_{model_size}_{masker}.yaml"
+        assert (RECIPE / "conf/tuning" / ssl_config.format(**run)).exists()
     assert (RECIPE / f"{config}_rnnt.yaml").exists()
     assert set(EXPECTED) == set(paper.EXPERIMENTS)
 

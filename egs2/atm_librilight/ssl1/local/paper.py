@@ -8,8 +8,8 @@ numbers beside the paper's (Baskar et al., IEEE J-STSP 16(6):1357-1366, 2022).
     local/paper.sh --figure 4 -- --ngpu 8 --num_nodes 2
     local/paper.sh --table II --row LS-scorer
 
-What follows -- goes to every ./run.sh. Tables VI and VII of the paper are not here: what
-they compare is not known to the authors of this recipe.
+What follows -- goes to every ./run.sh. Tables VI and VII of the paper are not here: this
+recipe's authors do not know what they compare.
 """
 
 import argparse
@@ -44,13 +44,14 @@ STATISTICS = {
 MODELS = {"w2v2-cfr": "wav2vec2", "HuBERT-cfr": "hubert", "w2v-BERT": "w2v_bert"}
 RANDOM_RATIO, ATM_RATIO = "0.49", "0.4"
 
-# Parameters in millions, utterances of 32 s a batch, and updates, of conf/tuning.
-SIZES = {"l": (108, 512, 400_000), "xl": (640, 2048, 400_000), "mini": (1.2, 1, 540)}
+# Parameters in millions, utterances of 32 s a batch, and updates, of conf/tuning. Segments
+# of 57 s in the mean fill the batches before they are cropped: 140, times accum_grad.
+SIZES = {"l": (108, 560, 400_000), "xl": (640, 2240, 400_000), "mini": (1.2, 1, 540)}
 UPDATES = {("w2v_bert", "l"): 900_000}
 FRAMES = 32 * 25  # of an utterance
-# The ASR config by the size of the pre-trained model. Front end and encoder of fine-tuning
-# are the pre-trained model's (local/make_asr_config.py), so that XL needs none of its own;
-# the paper's scorer has about 100 M parameters for both.
+# The ASR config by the size of the pre-trained model, as in run.sh. Front end and encoder
+# of fine-tuning are the pre-trained model's (local/make_asr_config.py), so that XL needs
+# none of its own; the paper's scorer has about 100 M parameters for both.
 ASR_SIZES = {"l": "l", "xl": "l", "mini": "mini"}
 # A multiply and an add for each parameter and frame, and twice that backward.
 FLOP_PER_PARAMETER = 6
@@ -171,8 +172,8 @@ def experiment(columns: str, *lines: tuple, note: str = "") -> Experiment:
 
 
 SPEECHSTEW = (
-    "The paper fine-tunes on SpeechStew, for which ESPnet has no recipe: AMI stands in for "
-    "it here. Percentages are the paper's relative gains over SpeechStew."
+    "The paper fine-tunes on SpeechStew, for which ESPnet has no recipe: AMI stands in "
+    "for it here. Percentages are the paper's relative gains over SpeechStew."
 )
 # None: only in a figure, or not known here.
 EXPERIMENTS: dict[str, Experiment] = {
@@ -206,7 +207,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("w2v-BERT-L ATM", atm(), 12.52),
         note="Percentages are the paper's relative gains over the baseline above.",
     ),
-    # Which of the two sets the paper's numbers are for is not known here: by their size,
+    # Which of the two sets the paper's numbers are for is not known here; they look like
     # 100 h.
     "table III": experiment(
         "test, test-other",
@@ -290,7 +291,8 @@ class Found:
             missing = set(STATISTICS.values()) - set(events.Tags()["scalars"])
             if missing:
                 raise ValueError(f"{folder}/tensorboard/valid has no {min(missing)}")
-            return {x: f"{events.Scalars(x)[-1].value:.3g}" for x in STATISTICS.values()}
+            last = {x: events.Scalars(x)[-1].value for x in STATISTICS.values()}
+            return {x: f"{value:.3g}" for x, value in last.items()}
         return {}
 
     def numbers(self, row: Row) -> dict[str, str]:
