@@ -70,6 +70,7 @@ strategy=             # high, low, mixed, random or topk (default: the paper's).
 loss_scale=           # none, utterance or frame (default: none).
 frame_prob=           # Of loss_scale frame: the part of utterances (default: 0.1).
 nclusters=            # Of HuBERT's pseudo-labels (default: num_classes of the config).
+km_portion=0.5        # The part of the utterances that they are learned from.
 ssl_max_epoch=        # Instead of the config's.
 ssl_args=             # Further arguments of ssl_train.
 # The last epoch's: the targets of some objectives move, and a collapsed codebook has the
@@ -137,6 +138,7 @@ Options:
     --head_epochs      # Epochs of fine-tuning, among the first, in which the encoder is
                        # frozen and only the output layer learns (default="${head_epochs}").
     --nclusters        # Of HuBERT's pseudo-labels (default: num_classes of the config).
+    --km_portion       # Learn them from this part of the utterances (default="${km_portion}").
     --nj, --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
 EOF
 )
@@ -284,41 +286,101 @@ asr_sh() {
 
 # ========================== Data ==========================
 
+# What each step depends on.
+sets_key() {
+    make_key "${fs} ${audio_format} ${min_wav_duration} ${max_wav_duration}" \
+        "$(for dset in "$@"; do
+            echo "${dset}"
+            for file in wav.scp segments text utt2spk; do
+                [ ! -e "data/${dset}/${file}" ] || cat "data/${dset}/${file}"
+            done
+        done | md5sum)"
+}
+# The corpora themselves are not looked at: where files were added, remove data/.steps.
+data_key() {
+    make_key "${corpus} ${size} ${local_data_opts}" "$(cat db.sh)" \
+        "$(find local/ -name '*.py' -o -name '*.sh' | sort \
+            | grep -vE '/(paper|results|make_|download_model|subset_by)' | xargs cat)"
+}
+# prepare_once NAME KEY SETS FUNCTION: run_once in data/, and again if a set is not there.
+prepare_once() {
+    local dset
+    for dset in $3; do
+        [ -s "data/${dset}/wav.scp" ] || rm -f "data/.steps/$1.done"
+    done
+    run_once data "$1" "$2" "$4"
+}
+prepare() {
+    # shellcheck disable=SC2086
+    (
+        flock 8  # held by what an earlier, killed run left running
+        local/data.sh --corpus "${corpus}" --nj "${nj}" ${size:+--size ${size}} \
+            ${local_data_opts} | tee "data/.${corpus}.log"
+    ) 8> "data/.${corpus}.lock"
+}
+segment() {
+    # shellcheck disable=SC2086
+    (
+        flock 8
+        "local/segment_${corpus}.sh" --nj "${nj}" ${segment_opts}
+    ) 8> "data/.${corpus}.lock"
+}
+combine() {
+    # shellcheck disable=SC2086
+    utils/combine_data.sh "data/${combined}" ${dirs}
+}
+
+unlabelled_sets="${train_set} ${valid_set}"
+trained_sets="${scorer_train_set} ${scorer_valid_set}"
+for name in ${finetune_sets}; do
+    trained_sets+=" ${name}_train ${name}_dev"
+done
+trained_sets=$(tr ' ' '\n' <<< "${trained_sets}" | sort -u)
+segmented=false
+[ ! -x "local/segment_${corpus}.sh" ] || segmented=true
+
 if runs 1; then
     if "${skip_data_prep}"; then
         log "Stage 1: Skipped: data/ holds the data directories"
     else
         log "Stage 1: Data preparation: ${corpus}"
-        mkdir -p data
-        # shellcheck disable=SC2086
-        (
-            flock 9  # held by what an earlier, killed run left running
-            local/data.sh --corpus "${corpus}" --nj "${nj}" ${size:+--size ${size}} \
-                ${local_data_opts}
-        ) 9> "data/.${corpus}.lock"
+        made=${test_sets}
+        for dset in ${trained_sets}; do
+            if [[ ${dset} = *+* ]]; then  # a+b_train is of a_train and b_train
+                made+=" ${dset//+/_${dset##*_} }"
+            else
+                made+=" ${dset}"
+            fi
+        done
+        "${segmented}" || made+=" ${unlabelled_sets}"
+        prepare_once "prepare_${corpus}" "$(data_key)" "${made}" prepare
+        if grep -q ' could not be prepared ' "data/.${corpus}.log"; then
+            log "Stage 1: what could not be prepared is tried again the next time"
+            rm -f "data/.steps/prepare_${corpus}.done"
+        fi
     fi
     for name in ${finetune_sets}; do
         if [[ ${name} = *+* ]]; then
             for part in train dev; do
-                dirs=
+                combined=${name}_${part} dirs=
                 for one in ${name//+/ }; do
                     dirs+=" data/${one}_${part}"
                 done
                 # shellcheck disable=SC2086
-                utils/combine_data.sh "data/${name}_${part}" ${dirs}
+                prepare_once "combine_${combined}" "$(sets_key ${dirs//data\//})" \
+                    "${combined}" combine
             done
         fi
     done
 fi
 
 if runs 2; then
-    if [ -x "local/segment_${corpus}.sh" ] && ! "${skip_data_prep}"; then
+    if "${segmented}" && ! "${skip_data_prep}"; then
         log "Stage 2: Cut the recordings of ${corpus} into segments"
-        # shellcheck disable=SC2086
-        (
-            flock 9
-            "local/segment_${corpus}.sh" --nj "${nj}" ${segment_opts}
-        ) 9> "data/.${corpus}.lock"
+        recordings=data/local/${corpus}/recordings
+        prepare_once "segment_${corpus}" "$(make_key "$(data_key)" "${segment_opts}" \
+            "$([ ! -e "${recordings}" ] || md5sum < "${recordings}")")" \
+            "${unlabelled_sets}" segment
     else
         log "Stage 2: Nothing to cut: the recordings of ${corpus} are utterances"
     fi
@@ -337,12 +399,6 @@ elif [ -z "${test_sets}" ]; then
 fi
 [ -n "${test_sets}" ] || die "no test set: name them by --test_sets, or run stage 1" \
     "(there is no data/${corpus}_test*)"
-unlabelled_sets="${train_set} ${valid_set}"
-trained_sets="${scorer_train_set} ${scorer_valid_set}"
-for name in ${finetune_sets}; do
-    trained_sets+=" ${name}_train ${name}_dev"
-done
-trained_sets=$(tr ' ' '\n' <<< "${trained_sets}" | sort -u)
 labelled_sets="${trained_sets} ${test_sets}"
 for dset in ${unlabelled_sets} ${labelled_sets}; do
     [ -s "data/${dset}/wav.scp" ] || die "data/${dset}/wav.scp is missing or empty: run" \
@@ -353,16 +409,6 @@ for dset in ${labelled_sets}; do
     [ -s "data/${dset}/text" ] || die "data/${dset}/text is missing or empty"
 done
 
-# What each step depends on.
-sets_key() {
-    make_key "${fs} ${audio_format} ${min_wav_duration} ${max_wav_duration}" \
-        "$(for dset in "$@"; do
-            echo "${dset}"
-            for file in wav.scp segments text utt2spk; do
-                [ ! -e "data/${dset}/${file}" ] || cat "data/${dset}/${file}"
-            done
-        done | md5sum)"
-}
 # shellcheck disable=SC2086
 pool_key=$(sets_key ${unlabelled_sets})
 
@@ -585,11 +631,14 @@ fi
 
 km_tag=kmeans_${nclusters}
 km_dir=${expdir}/${km_tag}
+km_key=
+! "${needs_labels}" || km_key=$(make_key "${pool_key}" "${km_portion}")
 kmeans() {
     scripts/feats/perform_kmeans.sh \
         --train_set "${train_set}" --dev_set "${valid_set}" \
         --datadir "${data_feats}" --featdir "${dumpdir}/feats" --km_dir "${km_dir}" \
-        --dictdir "${km_dir}/dict" --nclusters "${nclusters}" --portion 0.5 \
+        --dictdir "${km_dir}/dict" --nclusters "${nclusters}" \
+        --portion "${km_portion}" --storage_save_mode true \
         --feature_type mfcc --audio_format "${audio_format}" \
         --audio_sample_rate "${sampling_rate}" \
         --nj "${nj}" --num_threads "${nj}" --cpu_cmd "${train_cmd}" --cuda_cmd "${cuda_cmd}"
@@ -598,13 +647,14 @@ if runs 8 && ! "${needs_labels}"; then
     log "Stage 8: Nothing to do: the objective has no pseudo-labels"
 elif runs 8; then
     log "Stage 8: k-means pseudo-labels: ${nclusters} clusters of MFCC"
-    run_once "${km_dir}" kmeans "${pool_key}" kmeans
+    # With storage_save_mode the features of what is learned from are written, not the pool's.
+    run_once "${km_dir}" kmeans "${km_key}" kmeans
 fi
 
 ssl_tag=$(basename "${ssl_config}" .yaml)
 ssl_exp=${expdir}/ssl_${ssl_tag}_raw  # the name that ssl.sh gives it
 ssl_key=$(make_key "${pool_key}" "${score_key}" "$(cat "${ssl_config}")" \
-    "${ssl_max_epoch} ${ssl_args}")
+    "${ssl_max_epoch} ${ssl_args}" ${km_key})
 
 ssl_stage() {
     local _opts="--normalize utterance_mvn " dset mode tokens=none
