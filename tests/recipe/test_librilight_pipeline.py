@@ -1,54 +1,206 @@
-"""The whole of --corpus librilight on miniature trees."""
+"""The whole of --corpus librilight on miniature trees, by local/paper.sh and run.sh.
 
-import os
+In order: each test goes on from what the one before has left.
+"""
+
 import re
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pytest
 import trees
+import yaml
 from conftest import copy_recipe
 
-CONF = "conf/tuning/train"
-OPTIONS = [
-    *("--corpus", "librilight", "--size", "small", "--nbpe", "40"),
-    *("--train_config", f"{CONF}_best_rq_conformer_mini_atm.yaml"),
-    *("--asr_config", f"{CONF}_asr_conformer_mini_rnnt.yaml"),
-    *("--ssl_max_epoch", "1", "--asr_max_epoch", "1"),
-    *("--finetune_sets", "ami_ihm+ami_sdm1", "--test_sets", "ami_ihm_eval"),
+AMI = "ami_ihm+ami_sdm1"
+CONFIG = "conf/tuning/train_asr_conformer"
+TINY = [
+    *("--size", "small", "--nj", "1", "--nbpe", "40"),
+    *("--ssl_max_epoch", "1", "--asr_max_epoch", "2"),
 ]
+# A line with one evaluation set: decoding and scoring another takes long.
+LINE = "w2v-BERT-L ATM"
+PAPER = ["local/paper.sh", "--figure", "5", "--row", LINE, "--model_size", "mini"]
+RUN = "w2v_bert_conformer_mini_atm_high_0.4x10"
+# run.sh with the pre-training of PAPER
+SAME = ["./run.sh", "--corpus", "librilight", "--model_size", "mini", *TINY]
 
 
-def test_all_stages(tmp_path, asr):
-    """A scorer from elsewhere; a transducer, fine-tuned on both of AMI's microphones."""
-    root = tmp_path / "corpora"
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """A copy of the recipe, with db.sh for trees beside it; AMI's is not there yet."""
+    root = tmp_path_factory.mktemp("tree")
     trees.librilight(
-        root / "librilight",
+        root / "corpora/librilight",
         "small",
         {(name, "7", f"chapter_{i}"): 70 for name in ("100", "19") for i in (1, 2)},
     )
-    trees.ami(root / "ami")
-    recipe = copy_recipe(tmp_path)
-    (recipe / "db.sh").write_text(f"LIBRILIGHT={root}/librilight\nAMI={root}/ami\n")
+    trees.librispeech(root / "corpora")
+    folder = copy_recipe(root)
+    places = {"LIBRILIGHT": "librilight", "LIBRISPEECH": "", "AMI": "ami"}
+    lines = [f"{name}={root}/corpora/{place}\n" for name, place in places.items()]
+    (folder / "db.sh").write_text("".join(lines))
+    return folder
+
+
+def call(recipe: Path, command: list[str]) -> str:
+    """What it prints."""
     done = subprocess.run(
-        ["./run.sh", *OPTIONS]
-        + ["--scorer_config", str(asr[0]), "--scorer_model", str(asr[1])],
+        command,
         cwd=recipe,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ},
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "1 prepared ( ami)" in done.stdout
-    run = "best_rq_conformer_mini_atm_high_0.4x10"
-    rows = re.findall(
-        r"^\| librilight \| (\S+) \| (\S+) \|", done.stdout, flags=re.MULTILINE
-    )
-    assert rows == [(f"{run}_ami_ihm+ami_sdm1_rnnt", "ami_ihm_eval")]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "options, config, head_epochs",
+    [
+        ((), "l", "12"),
+        (("--model_size", "xl", "--asr_max_epoch", "40"), "l", "5"),
+        (("--model_size", "mini"), "mini", "2"),
+        (("--asr_config", f"{CONFIG}_mini_rnnt.yaml"), "mini_rnnt", "2"),
+    ],
+)
+def test_settings(recipe, options, config, head_epochs):
+    """The ASR config fits the model's size; the encoder is frozen for an eighth."""
+    run = ["./run.sh", "--corpus", "librilight", *options, "--stop_stage", "0"]
+    (line,) = (x for x in call(recipe, run).splitlines() if " ./atm.sh " in x)
+    given = dict(re.findall(r"--(\w+) (\S+)", line))  # the last one wins
+    assert given["asr_config"] == f"{CONFIG}_{config}.yaml"
+    assert given["head_epochs"] == head_epochs and given["km_portion"] == "0.002"
+    assert "--head_args --scheduler none" in line
+
+
+def test_data_are_prepared_once(recipe):
+    """And what could not be prepared, again."""
+    prepare = [*SAME, "--stop_stage", "2"]
+    log = call(recipe, prepare)
+    assert "1 prepared ( librispeech), 1 failed ( ami)" in log
+    assert "what could not be prepared is tried again" in log
+    trees.ami(recipe.parents[2] / "corpora/ami")
+    log = call(recipe, prepare)
+    assert "2 prepared ( librispeech ami), 0 failed" in log
+    assert "segment_librilight: done already" in log
+    sets = ("librilight_unlabelled", "librispeech_100_train", "ami_ihm_eval")
+    files = [recipe / f"data/{x}/wav.scp" for x in sets]
+    before = [x.stat() for x in files]
+    log = call(recipe, prepare)
+    assert "prepare_librilight: done already" in log and "prepared (" not in log
+    assert [x.stat() for x in files] == before
+
+    places = (recipe / "db.sh").read_text()
+    (recipe / "db.sh").write_text("")
+    with pytest.raises(AssertionError, match="set LIBRILIGHT in db.sh"):
+        call(recipe, prepare)
+    (recipe / "db.sh").write_text(places)
+    files[0].unlink()
+    log = call(recipe, prepare)
+    assert "2 prepared ( librispeech ami)" in log and files[0].stat().st_size
+
+
+def section(recipe: Path, title: str) -> dict[str, list[str]]:
+    """The lines of a section of RESULTS.md: cells by label."""
+    parts = re.split(r"^## ", (recipe / "RESULTS.md").read_text(), flags=re.M)
+    (found,) = (x for x in parts if x.startswith(f"{title}\n"))
+    lines = [x[2:-2].split(" | ") for x in found.splitlines() if x.startswith("| ")]
+    return {label: [x.strip() for x in cells] for label, *cells in lines[1:]}
+
+
+def is_number(cell: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", cell) is not None
+
+
+def test_lines_of_the_paper(recipe):
+    """Scorer, scores, pre-training, RNN-T with a frozen start, RESULTS.md."""
+    log = call(recipe, [*PAPER, "--", *TINY, "--head_epochs", "1"])
+    assert "1 missing" in log and "Stage 12: Decode and score" in log
     exp = recipe / "exp/librilight"
-    finetuned = (exp / f"asr_{run}_ami_ihm+ami_sdm1_rnnt/config.yaml").read_text()
-    assert "decoder: transducer" in finetuned and ":encoder:encoder" in finetuned
-    tokens = Path(recipe / "data").glob("*token_list/bpe_unigram40/tokens.txt")
-    assert len(list(tokens)) == 1
-    train_log = (exp / f"ssl_{run}_raw/train.log").read_text()
-    assert "mask_ratio=" in train_log
+    name = f"asr_{RUN}_{AMI}_rnnt"
+    configs = {
+        x: yaml.safe_load((exp / x / "config.yaml").read_text())
+        for x in ("asr_scorer", f"{name}_head", name)
+    }
+    assert configs["asr_scorer"]["decoder"] is None
+    assert configs["asr_scorer"]["encoder_conf"]["output_size"] == 96
+    assert configs[name]["decoder"] == "transducer" and configs[name]["max_epoch"] == 1
+    head = configs[f"{name}_head"]
+    assert head["freeze_param"] == ["encoder"] and head["scheduler"] is None
+    assert head["init_param"][0].endswith(".pth:encoder:encoder")
+    assert "mask_ratio=" in (exp / f"ssl_{RUN}_raw/train.log").read_text()
+    cells = section(recipe, "Figure 5 of the paper, size mini")
+    assert is_number(cells[LINE][0]) and cells[LINE][1] == "12.52"
+    assert cells["w2v-BERT-L baseline"] == ["", "13.38"]
+
+    begin = time.time()
+    log = call(recipe, [*PAPER, "--", *TINY])
+    assert time.time() - begin < 30
+    assert "0 missing" in log and "./run.sh" not in log
+    assert section(recipe, "Figure 5 of the paper, size mini") == cells
+
+
+def test_figure_6_of_the_pre_training_that_is_there(recipe):
+    figure = ["local/paper.sh", "--figure", "6", "--row", "ATM", "--model_size", "mini"]
+    log = call(recipe, [*figure, "--", *TINY])
+    assert "0 missing" in log
+    cells = section(recipe, "Figure 6 of the paper, size mini")["ATM"]
+    loss, used, accuracy = map(float, cells[::2])
+    assert loss > 0 and 0 < used <= 100 and 0 <= accuracy <= 1
+
+
+def test_the_other_head_and_a_further_set(recipe):
+    """CTC on LibriSpeech and on AMI, from the same pre-training, with its own line."""
+    log = call(
+        recipe,
+        [*PAPER, "--head", "ctc", "--", *TINY]
+        + ["--finetune_sets", f"librispeech_100 {AMI}"],
+    )
+    for step in ("prepare_librilight", f"combine_{AMI}_train", "score", "train"):
+        assert f"{step}: done already" in log
+    rows = r"^\| librilight \| (\S+) \| ami_ihm_eval \| \d+ \| (\S+) \|"
+    wer = dict(re.findall(rows, log, flags=re.M))
+    finetuned = ("librispeech_100", AMI, f"{AMI}_rnnt")
+    assert wer.keys() == {"scorer", *(f"{RUN}_{x}" for x in finetuned)}
+    cells = section(recipe, "Figure 5 of the paper, size mini, CTC")
+    assert cells[LINE] == [wer[f"{RUN}_{AMI}"], "12.52"]
+
+
+def test_a_published_scorer_beside_the_other(recipe, tmp_path):
+    """A packed file as the tag, with a name: here of the same model and scores."""
+    scorer = recipe / "exp/librilight/asr_scorer"
+    packed = tmp_path / "scorer.zip"
+    pack = [sys.executable, "-m", "espnet2.bin.pack", "asr", "--outpath", str(packed)]
+    pack += ["--asr_train_config", str(scorer / "config.yaml")]
+    pack += ["--asr_model_file", str(scorer / "valid.loss.best.pth")]
+    call(recipe, pack)
+    options = ["--scorer_tag", str(packed), "--scorer_name", "published"]
+    log = call(recipe, [*SAME, *options, "--stage", "6", "--stop_stage", "6"])
+    assert "Stage 6: Score librilight_unlabelled" in log
+    assert (recipe / f"exp/librilight/conf/{RUN}_published_scorer.yaml").exists()
+    scores = recipe.glob("exp/librilight/confidence_*/librilight_unlabelled")
+    assert len({(x / "utt2confidence").read_text() for x in scores}) == 1
+
+
+def test_pseudo_labels_are_learned_from_a_part(recipe):
+    """No features of the whole pool are written."""
+    hubert = [*SAME, "--objective", "hubert", "--nclusters", "8"]
+    call(recipe, [*hubert, "--stage", "8", "--stop_stage", "8"])
+    dumped = recipe.glob("dump/librilight/feats/**/feats.scp")
+    (lines,) = (x.read_text().splitlines() for x in dumped)
+    assert len(lines) == 1
+    raw = recipe / "dump/librilight/raw"
+    for dset in ("librilight_unlabelled", "librilight_unlabelled_dev"):
+        labels = (raw / dset / "text.km.kmeans_8").read_text().splitlines()
+        seconds = {
+            utt: int(samples) / 16000
+            for utt, samples in map(str.split, (raw / dset / "utt2num_samples").open())
+        }
+        counts = {x.split()[0]: len(x.split()) - 1 for x in labels}
+        assert counts.keys() == seconds.keys()
+        assert all(abs(counts[x] - 100 * seconds[x]) < 3 for x in counts)
