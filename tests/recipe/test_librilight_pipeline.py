@@ -42,6 +42,9 @@ def recipe(tmp_path_factory) -> Path:
     places = {"LIBRILIGHT": "librilight", "LIBRISPEECH": "", "AMI": "ami"}
     lines = [f"{name}={root}/corpora/{place}\n" for name, place in places.items()]
     (folder / "db.sh").write_text("".join(lines))
+    # Without sclite: what ESPnet does for it takes longer than decoding.
+    with (folder / "local/path.sh").open("a") as f:
+        f.write('! sclite=$(type -P sclite) || PATH=${PATH//"${sclite%/*}"/}\n')
     return folder
 
 
@@ -65,7 +68,6 @@ def call(recipe: Path, command: list[str]) -> str:
         ((), "l", "12"),
         (("--model_size", "xl", "--asr_max_epoch", "40"), "l", "5"),
         (("--model_size", "mini"), "mini", "2"),
-        (("--asr_config", f"{CONFIG}_mini_rnnt.yaml"), "mini_rnnt", "2"),
     ],
 )
 def test_settings(recipe, options, config, head_epochs):
@@ -121,6 +123,7 @@ def test_lines_of_the_paper(recipe):
     """Scorer, scores, pre-training, RNN-T with a frozen start, RESULTS.md."""
     log = call(recipe, [*PAPER, "--", *TINY, "--head_epochs", "1"])
     assert "1 missing" in log and "Stage 12: Decode and score" in log
+    assert "| jiwer |" in log and "| sclite |" not in log
     exp = recipe / "exp/librilight"
     name = f"asr_{RUN}_{AMI}_rnnt"
     configs = {
@@ -185,22 +188,3 @@ def test_a_published_scorer_beside_the_other(recipe, tmp_path):
     assert (recipe / f"exp/librilight/conf/{RUN}_published_scorer.yaml").exists()
     scores = recipe.glob("exp/librilight/confidence_*/librilight_unlabelled")
     assert len({(x / "utt2confidence").read_text() for x in scores}) == 1
-
-
-def test_pseudo_labels_are_learned_from_a_part(recipe):
-    """No features of the whole pool are written."""
-    hubert = [*SAME, "--objective", "hubert", "--nclusters", "8"]
-    call(recipe, [*hubert, "--stage", "8", "--stop_stage", "8"])
-    dumped = recipe.glob("dump/librilight/feats/**/feats.scp")
-    (lines,) = (x.read_text().splitlines() for x in dumped)
-    assert len(lines) == 1
-    raw = recipe / "dump/librilight/raw"
-    for dset in ("librilight_unlabelled", "librilight_unlabelled_dev"):
-        labels = (raw / dset / "text.km.kmeans_8").read_text().splitlines()
-        seconds = {
-            utt: int(samples) / 16000
-            for utt, samples in map(str.split, (raw / dset / "utt2num_samples").open())
-        }
-        counts = {x.split()[0]: len(x.split()) - 1 for x in labels}
-        assert counts.keys() == seconds.keys()
-        assert all(abs(counts[x] - 100 * seconds[x]) < 3 for x in counts)

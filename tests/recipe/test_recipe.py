@@ -105,6 +105,14 @@ def test_pipeline(recipe):
         os.chdir(recipe)  # paths in the scp are relative to the recipe
         assert all(len(x) for x in kaldiio.load_scp(str(scp)).values())
 
+    # The whole pool has pseudo-labels; features were written of half of it only.
+    dumped = recipe.glob("dump/mini/feats/**/feats.scp")
+    (features,) = (x.read_text().splitlines() for x in dumped)
+    pool = recipe / "dump/mini/raw/mini_unlabelled"
+    utts = (pool / "wav.scp").read_text().splitlines()
+    labels = (pool / "text.km.kmeans_8").read_text().splitlines()
+    assert len(labels) == len(utts) and len(features) == len(utts) // 2
+
     # What one came for: error rates, the report, and a model for stock ESPnet.
     rows = re.findall(
         r"^\| mini \| (\S+) \| (\S+) \|.*\| [\d.]+ \| [\d.]+ \|", log, re.M
