@@ -51,6 +51,10 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
         scale_conf["frame_prob"] = yaml.safe_load(args.frame_prob)
         ssl_conf["loss_scale_conf"] = scale_conf
     conf = SSLConf.parse(ssl_conf)
+    # Written out, so that a default and the same value given are one run.
+    masker_conf.update(mask_ratio=conf.mask_ratio, span=conf.span)
+    if conf.masker == "atm":
+        masker_conf["strategy"] = conf.strategy
     config["ssl_conf"] = ssl_conf
     name = args.config.resolve().stem.removeprefix("train_")
     for masker in MASKERS:  # named below, as it is now

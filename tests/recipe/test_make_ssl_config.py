@@ -1,0 +1,36 @@
+import make_ssl_config
+import pytest
+from conftest import RECIPE
+
+from espnet_atm.config import SSLConf
+
+TUNING = RECIPE / "conf" / "tuning"
+
+
+def make(masker: str, *options: str) -> tuple[str, dict]:
+    file = TUNING / f"train_w2v_bert_conformer_l_{masker}.yaml"
+    command = ["--config", str(file), "--output_dir", "unused", *options]
+    return make_ssl_config.make_config(
+        make_ssl_config.get_parser().parse_args(command)
+    )
+
+
+@pytest.mark.parametrize(
+    "masker, given",
+    [
+        ("atm", ["--mask_ratio", "0.4", "--span", "10", "--strategy", "high"]),
+        ("random", ["--mask_ratio", "0.49"]),
+    ],
+)
+def test_a_default_and_the_same_value_given_are_one_run(masker, given):
+    """Else a table of the paper would refuse the pre-training that is there."""
+    assert make(masker) == make(masker, *given)
+
+
+def test_settings_that_differ_are_other_runs():
+    name, config = make("atm", "--mask_ratio", "0.3", "--strategy", "low")
+    assert name == "w2v_bert_conformer_l_atm_low_0.3x10"
+    conf = SSLConf.parse(config["ssl_conf"])
+    assert (conf.mask_ratio, conf.strategy, conf.span) == (0.3, "low", 10)
+    assert conf.crop_seconds == 32  # what the config said stays
+    assert name != make("atm")[0]
