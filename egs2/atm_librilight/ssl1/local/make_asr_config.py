@@ -28,6 +28,13 @@ def main(cmd=None) -> None:
     for part in PARTS:
         config[part] = exported.get(part)
         config[f"{part}_conf"] = exported.get(f"{part}_conf") or {}
+    if config["preencoder"] is not None:
+        # The SSL task finds it out; the ASR task wants to be told.
+        from espnet2.tasks.asr import frontend_choices  # slow, and seldom needed
+
+        frontend = frontend_choices.get_class(config["frontend"])
+        size = frontend(**config["frontend_conf"]).output_size()
+        config["preencoder_conf"]["input_size"] = size
     args.output.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     # Log-mel energies have nothing to learn.
     learned = [x for x in PARTS if config[x] not in (None, "default")]
