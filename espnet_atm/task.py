@@ -30,6 +30,7 @@ from espnet_atm.config import (
     find_track,
     read_track_grid,
 )
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.losses.best_rq import BestRQLoss
 from espnet_atm.losses.hubert import HuBERTLoss
@@ -53,10 +54,10 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
     """The frames that ``args`` masks: what front end and preencoder put out.
 
     Raises:
-        ValueError: when their frame times are not known.
+        UserError: when their frame times are not known.
     """
     if args.input_size is not None:
-        raise ValueError(
+        raise UserError(
             f"ssl_conf needs audio, to know when a frame happens: input_size: "
             f"{args.input_size} reads features; write input_size: null and a frontend"
         )
@@ -68,7 +69,7 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
             conf = {"input_size": frontend.output_size(), **args.preencoder_conf}
             layers += subsampling_layers(Conv2dPreEncoder(**conf))
         elif args.preencoder not in (None, "linear"):
-            raise ValueError(
+            raise UserError(
                 f"preencoder: {args.preencoder} has frame times that are not known; "
                 "write conv2d, linear or null"
             )
@@ -122,24 +123,24 @@ class ATMSSLTask(SSLTask):
         """Ask for labels and their token list only where a loss reads them.
 
         Raises:
-            ValueError: naming the option that is missing, or not wanted.
+            UserError: naming the option that is missing, or not wanted.
         """
         args.token_list = args.token_list or None  # ssl.sh gives "" for none
         needing = [x["name"] for x in args.loss if x["name"] not in OWN_LOSSES]
         if needing and args.token_list is None:
-            raise ValueError(
+            raise UserError(
                 f"the loss {needing[0]} reads labels: give their --token_list"
             )
         for mode in ("train", "valid"):
             option = f"{mode}_data_path_and_name_and_type"
             names = [name for _, name, _ in getattr(args, option)]
             if needing and "text" not in names and not args.collect_stats:
-                raise ValueError(
+                raise UserError(
                     f"the loss {needing[0]} reads labels, and --{option} names none: "
                     f"add --{option} FILE,text,text"
                 )
             if args.token_list is None and "text" in names:
-                raise ValueError(
+                raise UserError(
                     f"--{option} names labels, which no loss reads: leave them out, or "
                     "give their --token_list"
                 )
@@ -161,14 +162,14 @@ class ATMSSLTask(SSLTask):
         """Try the settings on the first utterances of each set.
 
         Raises:
-            ValueError: on impossible settings, on a missing track, and on labels or
+            UserError: on impossible settings, on a missing track, and on labels or
                 confidence that do not fit the audio.
         """
         conf = SSLConf.parse(args.ssl_conf)
         encoder_grid(args)
         for name in SCORER_FILES if conf.scorer else ():
             if not Path(conf.scorer[name]).is_file():
-                raise ValueError(
+                raise UserError(
                     f"ssl_conf.scorer.{name}: no such file: {conf.scorer[name]}"
                 )
         for mode in ("train", "valid"):
@@ -176,7 +177,7 @@ class ATMSSLTask(SSLTask):
             if conf.needs_track:
                 find_track(getattr(args, option), option)
             elif conf.scorer and any(x[1] == TRACK for x in getattr(args, option)):
-                raise ValueError(
+                raise UserError(
                     f"ssl_conf.scorer and --{option} both give confidences: leave one out"
                 )
             if mode == "train" and args.multiple_iterator:
@@ -238,7 +239,7 @@ class ATMSSLTask(SSLTask):
         first, second = makers
         differ = [x for x in first.keys() & second if first[x] != second[x]]
         if len(set(grids.values())) > 1 or differ:
-            raise ValueError(
+            raise UserError(
                 f"the confidences of the training set ({grids['train']}, {files[0]}) "
                 f"and of the validation set ({grids['valid']}, {files[1]}) come from "
                 f"different scorers or measures{': ' * bool(differ)}"
@@ -253,7 +254,7 @@ class ATMSSLTask(SSLTask):
         ssl_conf = getattr(args, "ssl_conf", None)  # not in configs of stock ESPnet
         own = [x["name"] for x in args.loss if x["name"] in OWN_LOSSES]
         if own and not ssl_conf:
-            raise ValueError(
+            raise UserError(
                 f"the loss {own[0]} needs ssl_conf, because ESPnet's own masking "
                 "overwrites what the loss is to find again; write ssl_conf: masker: "
                 "random, or atm"
