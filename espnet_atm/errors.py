@@ -1,10 +1,12 @@
 """A user's mistake is one line; a traceback is for our own faults."""
 
 import contextlib
+import os
 import re
+import stat
 import sys
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Iterator, Sequence, Union
 
 import yaml
 
@@ -23,9 +25,11 @@ def one_line_errors(program: str) -> Iterator[None]:
     program and keeps its traceback.
 
     Args:
-        program: what to begin the line with, e.g. ``espnet_atm.bin.score``.
+        program: what to begin the line with, e.g. ``espnet_atm.bin.score``; its
+            arguments are in ``sys.argv``.
     """
     try:
+        _refuse_fifos(sys.argv[1:])
         yield
     except UserError as e:
         message = _original(str(e))
@@ -37,6 +41,22 @@ def one_line_errors(program: str) -> Iterator[None]:
     else:
         return
     sys.exit(f"{program}: error: {' '.join(message.split())}")
+
+
+def _refuse_fifos(arguments: Sequence[str]) -> None:
+    """Opening a named pipe that nobody writes to would wait for ever.
+
+    What bash makes of ``<(command)`` has its writer.
+    """
+    for argument in arguments:
+        for word in (argument, argument.partition("=")[2]):
+            path = word.partition(",")[0]  # PATH,NAME,TYPE of ESPnet's data options
+            try:
+                is_fifo = stat.S_ISFIFO(os.stat(path).st_mode)
+            except (OSError, ValueError):  # no path at all
+                continue
+            if is_fifo and not path.startswith(("/dev/fd/", "/proc/")):
+                raise UserError(f"{path}: is a named pipe (FIFO), and no file")
 
 
 def _original(message: str) -> str:
