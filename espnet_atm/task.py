@@ -38,6 +38,7 @@ from espnet_atm.losses.w2v_bert import W2vBertLoss
 from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
 from espnet_atm.model import ATMSSLModel
 from espnet_atm.preencoder import Conv2dPreEncoder, check_encoder
+from espnet_atm.trainer import WholeFiles
 
 # Utterances of each set that are looked at before training begins.
 TRIED = 8
@@ -81,7 +82,7 @@ def sampling_rate(args: argparse.Namespace) -> int:
     return humanfriendly.parse_size(str(args.frontend_conf.get("fs", 16000)))
 
 
-class ATMSSLTask(SSLTask):
+class ATMSSLTask(WholeFiles, SSLTask):
     """ESPnet's SSL task; with ``ssl_conf``, masks and loss weights follow confidence."""
 
     @classmethod
@@ -114,9 +115,6 @@ class ATMSSLTask(SSLTask):
         if args.ssl_conf:
             cls.check_ssl_conf(args)
         super().main_worker(args)
-        # ESPnet leaves it open, and one in ten runs on CPUs then aborts at its exit.
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
     @classmethod
     def check_labels(cls, args: argparse.Namespace) -> None:
