@@ -262,6 +262,17 @@ def read_state(checkpoint: Union[str, Path], map_location: str) -> dict:
     return states
 
 
+def _check_options(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Refuse the state of another kind of optimizer, which torch would take."""
+    kinds = [set(x[0]) for x in (optimizer.param_groups, state["param_groups"])]
+    differ = [kinds[0] - kinds[1] - {"initial_lr"}, kinds[1] - kinds[0] - {"initial_lr"}]
+    if all(differ):  # one alone may come from another release of torch
+        raise ValueError(
+            f"options {', '.join(sorted(differ[1]))} instead of "
+            f"{', '.join(sorted(differ[0]))}"
+        )
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
@@ -335,6 +346,7 @@ class ATMTrainer(Trainer):
             model.load_state_dict(states["model"], strict=strict)
             reporter.load_state_dict(states["reporter"])
             for optimizer, state in zip(optimizers, states["optimizers"]):
+                _check_options(optimizer, state)
                 optimizer.load_state_dict(state)
             for scheduler, state in zip(schedulers, states["schedulers"]):
                 if scheduler is not None:
