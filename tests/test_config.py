@@ -136,9 +136,6 @@ def test_what_is_no_word_is_refused(where, value):
 @pytest.mark.parametrize(
     "conf, message",
     [
-        ({"masker_conf": {"mask_ratio": 0}}, "mask_ratio: 0 teaches nothing: no frame"),
-        ({"masker_conf": {"mask_ratio": 1.0}}, "mask_ratio: 1.0 teaches nothing: none"),
-        ({"masker": "random", "masker_conf": {"mask_ratio": 0.0}}, "0.0 teaches nothing"),
         ({"masker_conf": {"span": 10**12}}, "span: 1000000000000 is too large: 10000"),
         ({"masker_conf": {"span": 10.0}}, "span: 10.0 is not a number of .*; write 10"),
         ({"masker_conf": {"span": -1}}, "span: -1 is not a positive number of frames"),
@@ -166,6 +163,17 @@ def test_what_is_no_word_is_refused(where, value):
 def test_values_of_a_wrong_kind_are_refused_by_name(conf, message):
     with pytest.raises(UserError, match=message):
         SSLConf.parse(conf)
+
+
+@pytest.mark.parametrize("masker", ["atm", "random"])
+@pytest.mark.parametrize(
+    "ratio, message", [(0, "no frame is predicted"), (0.0, "no"), (1, "none is heard")]
+)
+def test_masks_that_teach_nothing_are_not_trained_with(masker, ratio, message):
+    conf = SSLConf.parse({"masker": masker, "masker_conf": {"mask_ratio": ratio}})
+    with pytest.raises(UserError, match=f"mask_ratio: .* teaches nothing: {message}"):
+        conf.check_trainable()
+    SSLConf.parse({"masker": masker}).check_trainable()
 
 
 def test_what_was_possible_still_is():

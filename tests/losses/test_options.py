@@ -19,7 +19,7 @@ CONFS = {**LOSSES, "hubert": {"num_classes": 4, "final_dim": 8}}
 WHOLE = {
     "hubert": ["num_classes", "final_dim"],
     "wav2vec2": ["num_groups", "num_codes", "code_dim", "final_dim", "num_negatives"],
-    "w2v_bert": ["context_layers", "num_codes", "code_dim", "final_dim"],
+    "w2v_bert": ["num_codes", "code_dim", "final_dim"],
     "best_rq": ["input_size", "num_codes", "code_dim"],
 }
 NUMBERS = {
@@ -62,6 +62,10 @@ def test_weights_and_temperatures_are_finite_numbers(name, option, value):
         ("w2v_bert", {"gumbel_temperature": [2.0, True, 1]}, "True is not a number"),
         ("wav2vec2", {"num_groups": 4, "num_codes": 100_000}, "more combinations than"),
         ("w2v_bert", {"contrastive_weight": 0, "prediction_weight": 0}, "are both 0"),
+        ("w2v_bert", {"context_layers": True}, "context_layers: True is not a whole"),
+        ("w2v_bert", {"context_layers": "1"}, "context_layers: '1' is not a whole"),
+        ("w2v_bert", {"context_layers": -1}, "context_layers: -1 is not 0 or more"),
+        ("w2v_bert", {"context_layers": 10**12}, "context_layers: .* is too large"),
         ("hubert", {"layers": -1}, "layers: -1 is not a list"),
         ("hubert", {"layers": "all"}, "layers: 'all' is not a list"),
         ("hubert", {"layers": ["-1"]}, "layers: '-1' is not a whole number"),
