@@ -26,6 +26,7 @@ from typeguard import typechecked
 from espnet_atm import sharing
 from espnet_atm.errors import UserError, one_line_errors
 from espnet_atm.health import check_epoch
+from espnet_atm.weights import check_init_param
 
 CHECKPOINT = "checkpoint.pth"
 PARTIAL = ".partial"  # ends the name of a file that is being written
@@ -443,6 +444,19 @@ class WholeFiles:
     trainer = ATMTrainer
 
     @classmethod
+    def check_args(cls, args: argparse.Namespace) -> None:
+        """Refuse what cannot train, before anything is built or written."""
+
+    @classmethod
+    def build_optimizers(
+        cls, args: argparse.Namespace, model: torch.nn.Module
+    ) -> List[torch.optim.Optimizer]:
+        """ESPnet's; there is a model here, and ``init_param`` is not loaded yet."""
+        if not args.collect_stats and not args.dry_run:
+            check_init_param(model, args.init_param, args.ignore_init_mismatch)
+        return super().build_optimizers(args, model)
+
+    @classmethod
     @typechecked
     def main_worker(cls, args: argparse.Namespace):
         """Train in this process, which may be one of several."""
@@ -454,6 +468,7 @@ class WholeFiles:
                 # ESPnet has started it, and would print its traceback.
                 stack.enter_context(one_line_errors(f"{cls.__name__}"))
             stack.enter_context(naming_full_disk(args.output_dir))
+            cls.check_args(args)
             super().main_worker(args)
         # ESPnet leaves it open, and one in ten runs on CPUs then aborts at its exit.
         if torch.distributed.is_initialized():
