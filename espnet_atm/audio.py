@@ -7,6 +7,7 @@ import math
 import os
 import re
 import subprocess
+import zlib
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,10 @@ import scipy.signal
 import soundfile
 import torch
 
+from espnet_atm.errors import UserError, check_file
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+CHECKSUM_CHUNK = 1 << 20  # samples
 UNKNOWN_LENGTH = 0x7F000000
 
 
@@ -30,28 +34,39 @@ class Table(Sequence):
     """The rows of a Kaldi file, each read from the file when it is asked for.
 
     In memory are 24 bytes a row: where its line begins, a hash of its id, and the order
-    of the hashes. A row is its columns, the first one an id that is seen once only.
+    of the hashes. A row is its columns, the first one an id that is seen once only. A
+    byte-order mark, which some editors put before the first, is none of it.
 
     Args:
         path: e.g. ``wav.scp`` (two columns) or ``segments`` (four).
         columns: the last one takes the rest of the line.
 
     Raises:
-        ValueError: naming file and line, on a line with too few columns or an id seen
-            twice.
+        UserError: naming file and line, on a line with too few columns or an id seen
+            twice, and on what is no text; naming what is no file.
+        OSError: when there is nothing of that name.
     """
 
-    def __init__(self, path: Path, columns: int):
-        self.path, self.columns = path, columns
-        starts, hashes = array("Q", [0]), array("Q")
-        self.file = path.open("rb")
+    def __init__(self, path: Union[str, Path], columns: int):
+        self.path, self.columns = Path(path), columns
+        check_file(path)
+        self.file = open(path, "rb")
+        if self.file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+            self.file.seek(0)
+        starts, hashes = array("Q", [self.file.tell()]), array("Q")
         for number, line in enumerate(self.file, 1):
-            row = self._split(line)
+            try:
+                row = self._split(line)
+            except UnicodeDecodeError:
+                raise UserError(f"{path}:{number}: is no text in UTF-8") from None
             if len(row) != columns:
                 what = "path" if columns == 2 else f"{columns} columns"
-                raise ValueError(
+                raise UserError(
                     f"{path}:{number}: no {what} in {line.decode().strip()!r}"
                 )
+            if b"\0" in line or row[0].startswith("\ufeff"):
+                what = "a null" if b"\0" in line else "a byte-order mark"
+                raise UserError(f"{path}:{number}: holds {what} character")
             starts.append(starts[-1] + len(line))
             hashes.append(_hash(row[0]))
         self.starts = np.frombuffer(starts, np.uint64)
@@ -73,10 +88,13 @@ class Table(Sequence):
         ]
         if repeated:
             second, first = min(repeated)
-            raise ValueError(
+            raise UserError(
                 f"{self.path}:{second + 1}: {self[first][0]} is in line {first + 1} "
                 "already"
             )
+
+    def __reduce__(self) -> Tuple:
+        return Table, (self.path, self.columns)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -102,6 +120,23 @@ class Table(Sequence):
 def _hash(name: str) -> int:
     digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def checksum(speech: np.ndarray) -> str:
+    """A short name of some audio, the same for all readers of its file.
+
+    Of samples rounded to 16 bits, whatever they are stored in.
+
+    Args:
+        speech: (N,), float32 or float64, in [-1, 1].
+    """
+    found = 0
+    for start in range(0, len(speech), CHECKSUM_CHUNK):
+        # float32, and then exactly: the product with a power of two is.
+        part = speech[start : start + CHECKSUM_CHUNK].astype(np.float32)
+        scaled = np.rint(part.astype(np.float64) * 32768).clip(-(2**31), 2**31 - 1)
+        found = zlib.crc32(scaled.astype("<i4").tobytes(), found)
+    return f"{found:08x}"
 
 
 def read_audio(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Optional, Union
 import numpy as np
 import torch
 
+from espnet_atm.errors import UserError
+
 if TYPE_CHECKING:  # what scores only must not wait for ESPnet's front ends
     from espnet_atm.frames import FrameGrid
 
@@ -211,17 +213,19 @@ def check_track(track: np.ndarray, name: str) -> np.ndarray:
         (S,), float32.
 
     Raises:
-        ValueError: naming ``name``, the first bad frame and its value.
+        UserError: naming ``name``, the first bad frame and its value.
     """
+    if track.dtype.kind not in "fiu":
+        raise UserError(f"{name}: a confidence track has numbers, got {track.dtype}")
     if track.ndim == 2 and track.shape[1] == 1:
         track = track[:, 0]
     if track.ndim != 1 or track.size == 0:
-        raise ValueError(
+        raise UserError(
             f"{name}: a confidence track has shape (frames,), got {track.shape}"
         )
     bad = np.flatnonzero(~((track >= 0) & (track <= 1)))  # NaN fails both
     if bad.size:
-        raise ValueError(
+        raise UserError(
             f"{name}: confidence must be in [0, 1], got {track[bad[0]]} in frame "
             f"{bad[0]} ({bad.size} of {track.size} frames are bad)"
         )

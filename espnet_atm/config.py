@@ -1,12 +1,22 @@
 """``ssl_conf``: what a user adds to an ESPnet SSL config."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from espnet_atm.confidence import MEASURES, check_refinement
-from espnet_atm.frames import FrameGrid
+from espnet_atm.errors import UserError
 from espnet_atm.masking import check_mask_options
+from espnet_atm.track import read_track_grid  # noqa: F401  (its name before it moved)
+from espnet_atm.values import (
+    MOST_FRAMES,
+    flag,
+    known,
+    mapping,
+    number,
+    one_of,
+    text,
+    whole,
+)
 from espnet_atm.weighting import SCALES
 
 MASKERS = ("atm", "random")
@@ -19,10 +29,21 @@ MEASURE_OPTIONS = (
     "smooth",
     "energy_gate",
 )
+OPTIONS = {
+    "ssl_conf": (
+        "masker",
+        "masker_conf",
+        "loss_scale",
+        "loss_scale_conf",
+        "scorer",
+        "track_conf",
+        "crop_seconds",
+    ),
+    "masker_conf": ("mask_ratio", "span", "strategy"),
+    "loss_scale_conf": ("average", "frame_prob"),
+    "track_conf": ("smooth", "energy_gate"),
+}
 TRACK = "confidence"  # the name of the data stream
-# A scorer's frame may be longer than the model's, but not by so much that the track
-# says nothing about single frames.
-MAX_RATE_RATIO = 16
 
 
 @dataclass(frozen=True)
@@ -75,81 +96,72 @@ class SSLConf:
         """Check ``ssl_conf`` as the YAML file gives it.
 
         Raises:
-            ValueError: on unknown keys and impossible values, saying what to write.
+            UserError: on unknown keys, and on values of a wrong kind or impossible ones,
+                saying what to write.
         """
-        conf = _mapping("ssl_conf", conf)
-        masker = _one_of("ssl_conf.masker", conf.pop("masker", "atm"), MASKERS)
-        scale = _one_of(
-            "ssl_conf.loss_scale", conf.pop("loss_scale", None) or "none", SCALES
-        )
-        masker_conf = _mapping("ssl_conf.masker_conf", conf.pop("masker_conf", None))
-        scale_conf = _mapping(
-            "ssl_conf.loss_scale_conf", conf.pop("loss_scale_conf", None)
-        )
-        scorer = _scorer(conf.pop("scorer", None))
-        track_conf = _mapping("ssl_conf.track_conf", conf.pop("track_conf", None))
+        conf = mapping("ssl_conf", conf)
+        known("ssl_conf", conf, OPTIONS["ssl_conf"])
+        parts = {}
+        for name in ("masker_conf", "loss_scale_conf", "track_conf"):
+            parts[name] = mapping(f"ssl_conf.{name}", conf.get(name))
+            known(f"ssl_conf.{name}", parts[name], OPTIONS[name])
+        masker_conf, scale_conf, track_conf = parts.values()
+        masker = one_of("ssl_conf.masker", conf.get("masker", "atm"), MASKERS)
+        scale = conf.get("loss_scale")
+        scale = "none" if scale is None else one_of("ssl_conf.loss_scale", scale, SCALES)
+        scorer = _scorer(conf.get("scorer"))
         if track_conf and scorer:
-            raise ValueError(
+            raise UserError(
                 "ssl_conf.track_conf is for stored tracks; write its options under scorer"
             )
-        crop_seconds = conf.pop("crop_seconds", None)
-        if crop_seconds is not None and not _number("crop_seconds", crop_seconds) > 0:
-            raise ValueError(f"ssl_conf.crop_seconds: {crop_seconds} is not positive")
-        strategy = masker_conf.pop("strategy", "high" if masker == "atm" else "random")
+        crop_seconds = conf.get("crop_seconds")
+        if crop_seconds is not None:
+            crop_seconds = number("ssl_conf.crop_seconds", crop_seconds, positive=True)
+        strategy = masker_conf.get("strategy", "high" if masker == "atm" else "random")
         if masker == "random" and strategy != "random":
-            raise ValueError(
+            raise UserError(
                 f"ssl_conf.masker_conf.strategy: {strategy!r} needs masker: atm; with "
                 "masker: random leave strategy out"
             )
-        parsed = cls(
+        ratio = masker_conf.get("mask_ratio", 0.40 if masker == "atm" else 0.49)
+        span = masker_conf.get("span", 10)
+        try:
+            check_mask_options(ratio, span, strategy)
+        except ValueError as e:
+            raise UserError(f"ssl_conf.masker_conf.{e}") from None
+        return cls(
             masker=masker,
-            mask_ratio=_number(
-                "mask_ratio",
-                masker_conf.pop("mask_ratio", 0.40 if masker == "atm" else 0.49),
-            ),
-            span=masker_conf.pop("span", 10),
+            mask_ratio=float(ratio),
+            span=span,
             strategy=strategy,
             loss_scale=scale,
-            average=_one_of(
+            average=one_of(
                 "ssl_conf.loss_scale_conf.average",
-                scale_conf.pop("average", "utterance"),
+                scale_conf.get("average", "utterance"),
                 AVERAGES,
             ),
-            frame_prob=_number("frame_prob", scale_conf.pop("frame_prob", 0.1)),
-            scorer=scorer,
-            smooth=track_conf.pop("smooth", 1),
-            energy_gate=track_conf.pop("energy_gate", None),
-            crop_seconds=crop_seconds,
-        )
-        for where, left, known in (
-            (
-                "ssl_conf",
-                conf,
-                "masker, masker_conf, loss_scale, loss_scale_conf, scorer, track_conf, "
-                "crop_seconds",
+            frame_prob=number(
+                "ssl_conf.loss_scale_conf.frame_prob",
+                scale_conf.get("frame_prob", 0.1),
+                within=(0, 1),
             ),
-            ("ssl_conf.track_conf", track_conf, "smooth, energy_gate"),
-            ("ssl_conf.masker_conf", masker_conf, "mask_ratio, span, strategy"),
-            ("ssl_conf.loss_scale_conf", scale_conf, "average, frame_prob"),
-        ):
-            if left:
-                raise ValueError(
-                    f"{where}: unknown {', '.join(map(repr, left))}; known are {known}"
-                )
-        try:
-            check_mask_options(parsed.mask_ratio, parsed.span, parsed.strategy)
-        except ValueError as e:
-            raise ValueError(f"ssl_conf.masker_conf.{e}") from None
-        try:
-            check_refinement(parsed.smooth, parsed.energy_gate)
-        except ValueError as e:
-            raise ValueError(f"ssl_conf.track_conf.{e}") from None
-        if not 0 <= parsed.frame_prob <= 1:
-            raise ValueError(
-                f"ssl_conf.loss_scale_conf.frame_prob: {parsed.frame_prob} is not in "
-                "[0, 1]"
+            scorer=scorer,
+            crop_seconds=crop_seconds,
+            **_refinement("ssl_conf.track_conf", track_conf),
+        )
+
+    def check_trainable(self) -> None:
+        """Refuse masks that teach nothing; a model may be built to encode with them.
+
+        Raises:
+            UserError: naming ``mask_ratio``.
+        """
+        if not 0 < self.mask_ratio < 1:
+            lost = "no frame is predicted" if not self.mask_ratio else "none is heard"
+            raise UserError(
+                f"ssl_conf.masker_conf.mask_ratio: {self.mask_ratio} teaches nothing: "
+                f"{lost}; write a fraction between 0 and 1, e.g. mask_ratio: 0.40"
             )
-        return parsed
 
     def masking(self) -> Dict[str, Any]:
         """The arguments of :func:`espnet_atm.masking.sample_span_mask`."""
@@ -160,119 +172,54 @@ class SSLConf:
 
 
 def _scorer(value: Any) -> Optional[Dict[str, Any]]:
-    """Check ``ssl_conf.scorer``; whether its files are there is looked at later."""
+    """Check ``ssl_conf.scorer``; its files are looked at later."""
     if value is None:
         return None
-    scorer = _mapping("ssl_conf.scorer", value)
+    scorer = mapping("ssl_conf.scorer", value)
     for name in SCORER_FILES:
         if not scorer.get(name):
-            raise ValueError(
+            raise UserError(
                 f"ssl_conf.scorer: {name} is missing; write "
                 "scorer: {asr_train_config: exp/asr/config.yaml, asr_model_file: "
                 "exp/asr/valid.loss.best.pth}"
             )
-    unknown = [x for x in scorer if x not in SCORER_FILES + MEASURE_OPTIONS]
-    if unknown:
-        raise ValueError(
-            f"ssl_conf.scorer: unknown {', '.join(map(repr, unknown))}; known are "
-            f"{', '.join(SCORER_FILES + MEASURE_OPTIONS)}"
-        )
-    _one_of("ssl_conf.scorer.measure", scorer.get("measure", "max"), MEASURES)
-    if not _number("scorer.temperature", scorer.get("temperature", 1.0)) > 0:
-        raise ValueError(
-            f"ssl_conf.scorer.temperature: {scorer['temperature']} is not positive"
-        )
-    try:
-        check_refinement(scorer.get("smooth", 1), scorer.get("energy_gate"))
-    except ValueError as e:
-        raise ValueError(f"ssl_conf.scorer.{e}") from None
+        text(f"ssl_conf.scorer.{name}", scorer[name])
+    known("ssl_conf.scorer", scorer, SCORER_FILES + MEASURE_OPTIONS)
+    one_of("ssl_conf.scorer.measure", scorer.get("measure", "max"), MEASURES)
+    number("ssl_conf.scorer.temperature", scorer.get("temperature", 1.0), positive=True)
+    flag("ssl_conf.scorer.include_blank", scorer.get("include_blank", True))
+    _refinement("ssl_conf.scorer", scorer)
     return scorer
 
 
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}: {value!r} is not known; write one of {choices}")
-    return value
-
-
-def _mapping(name: str, value: Any) -> Dict[str, Any]:
-    if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{name}: {value!r} is not a mapping of options to values")
-    return dict(value or {})
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"ssl_conf: {name}: {value!r} is not a number")
-    return float(value)
-
-
-def read_track_grid(
-    confidence_scp: str, sampling_rate: int, encoder: Optional[FrameGrid] = None
-) -> FrameGrid:
-    """The time grid of a stored track, from the files beside its scp.
-
-    ``frame_shift`` and, where the scorer's first frame is not centred at half a shift,
-    ``frame_offset`` hold one number each, in samples at the ``sampling_rate`` of the
-    scorer, in Hz; ``espnet_atm.bin.score`` writes them. Without that last file they
-    count samples of the audio.
-
-    Args:
-        confidence_scp: path of ``confidence.scp``.
-        sampling_rate: of the audio, in Hz.
-        encoder: the grid of the frames that are masked, which the track must suit.
-
-    Returns:
-        The grid in samples of that audio; its shift need not be whole where the scorer
-        has another rate.
-
-    Raises:
-        ValueError: when the shift is missing or impossible, naming file and numbers.
-    """
-    folder = Path(confidence_scp).parent
-    file = folder / "frame_shift"
-    if not file.is_file():
-        raise ValueError(
-            f"{file} is missing: {confidence_scp} does not say how many samples a "
-            f"frame lasts; write that number there, e.g. echo 640 > {file}"
-        )
-    shift = _positive(file, "samples")
-    rate_file = folder / "sampling_rate"
-    scorer_rate = _positive(rate_file, "Hz") if rate_file.is_file() else sampling_rate
-    file = folder / "frame_offset"
+def _refinement(where: str, conf: Mapping[str, Any]) -> Dict[str, Any]:
+    """The checked ``smooth`` and ``energy_gate``."""
+    smooth = whole(
+        f"{where}.smooth",
+        conf.get("smooth", 1),
+        most=MOST_FRAMES,
+        what="number of frames",
+    )
+    gate = conf.get("energy_gate")
+    if gate is not None:
+        number(f"{where}.energy_gate", gate)
     try:
-        offset = float(file.read_text()) if file.is_file() else shift / 2
-    except ValueError:
-        raise ValueError(f"{file}: not a number of samples") from None
-    if scorer_rate != sampling_rate:
-        shift, offset = (x * sampling_rate / scorer_rate for x in (shift, offset))
-        shift = int(shift) if shift.is_integer() else shift
-    if encoder is not None and shift > MAX_RATE_RATIO * encoder.shift:
-        raise ValueError(
-            f"{folder / 'frame_shift'}: a track of one value in {shift} samples is too "
-            f"coarse for encoder frames of {encoder.shift} samples; write the scorer's "
-            "frame shift in samples there, or score with a model of a finer frame rate"
-        )
-    return FrameGrid(shift, offset)
-
-
-def _positive(file: Path, unit: str) -> int:
-    text = file.read_text().strip()
-    if not text.isdigit() or int(text) == 0:
-        raise ValueError(f"{file}: {text!r} is not a positive whole number of {unit}")
-    return int(text)
+        check_refinement(smooth, gate)
+    except ValueError as e:
+        raise UserError(f"{where}.{e}") from None
+    return {"smooth": smooth, "energy_gate": gate}
 
 
 def find_track(paths: Sequence[Tuple[str, str, str]], option: str) -> str:
     """The path of the confidence stream among ESPnet's data options.
 
     Raises:
-        ValueError: when there is none, saying what to add.
+        UserError: when there is none, saying what to add.
     """
     for path, name, _ in paths:
         if name == TRACK:
             return path
-    raise ValueError(
+    raise UserError(
         f"ssl_conf needs frame confidences, and {option} names none: score the data with "
         f"python -m espnet_atm.bin.score and add --{option} "
         "DIR/confidence.scp,confidence,kaldi_ark; or let ssl_conf.scorer name the model "

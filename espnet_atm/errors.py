@@ -65,13 +65,34 @@ def _original(message: str) -> str:
     return found
 
 
+def check_file(file: Union[str, Path]) -> None:
+    """Refuse what is there and cannot be read as a file: again, and from any place.
+
+    Raises:
+        UserError: naming it.
+        OSError: when nothing is there.
+    """
+    try:
+        mode = os.stat(file).st_mode
+    except ValueError as e:  # a null character
+        raise UserError(f"{str(file)!r}: is no path: {e}") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{file}: is a folder, and no file")
+    if not stat.S_ISREG(mode):
+        raise UserError(
+            f"{file}: is a pipe or a device, which can be read once only: write what "
+            "it gives to a file"
+        )
+
+
 def read_text(file: Union[str, Path]) -> str:
     """The text of a small file.
 
     Raises:
-        UserError: naming the file, when it is no text in UTF-8.
+        UserError: naming the file, when it is no file or no text in UTF-8.
         OSError: when it cannot be read.
     """
+    check_file(file)
     try:
         return Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:

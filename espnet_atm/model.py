@@ -1,7 +1,8 @@
 """ESPnet's SSL model with masks and loss weights from confidence."""
 
 import logging
-from typing import Dict, Optional, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
@@ -11,6 +12,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 
 from espnet_atm.confidence import align_tracks, utterance_confidence
 from espnet_atm.config import SCORER_FILES, SSLConf
+from espnet_atm.errors import UserError
 from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
@@ -18,7 +20,11 @@ from espnet_atm.frames import (
     subsampling_layers,
 )
 from espnet_atm.masking import GuidedMasking
+from espnet_atm.track import MAX_RATE_RATIO
 from espnet_atm.weighting import frame_weights
+
+if TYPE_CHECKING:
+    from espnet_atm.scorer import Scorer
 
 # Validation draws the same noise for each batch, so that its losses compare, as long as
 # batches are made alike: a row's masks are drawn together with its batch mates'.
@@ -37,7 +43,7 @@ class ATMSSLModel(ESPnetSSLModel):
         sampling_rate: of the audio, in Hz.
 
     Raises:
-        ValueError: when a loss cannot do what ``conf`` asks for.
+        UserError: when a loss cannot do what ``conf`` asks for.
     """
 
     def __init__(
@@ -48,28 +54,28 @@ class ATMSSLModel(ESPnetSSLModel):
         sampling_rate: int = 16000,
     ):
         if model.util_attributes != {"mask"}:
-            raise ValueError(
+            raise UserError(
                 "ssl_conf guides masks: the losses must use the util 'mask' and no "
                 f"other, and these use {sorted(model.util_attributes)}"
             )
         before = model.frontend if model.preencoder is None else model.preencoder
         size = model.encoder.output_size()
         if before.output_size() != size:
-            raise ValueError(
+            raise UserError(
                 "the mask replaces what goes into the encoder: it has "
                 f"{before.output_size()} dimensions and encoder_conf.output_size is {size}; "
                 f"write preencoder_conf: output_size: {size}"
             )
         embed = getattr(model.encoder, "embed", None)
         if embed is not None and subsampling_layers(embed):
-            raise ValueError(
+            raise UserError(
                 "encoder_conf.input_layer subsamples after the mask; write preencoder: "
                 "conv2d and input_layer: null"
             )
         if conf.loss_scale != "none":
             for loss in model.losses:
                 if not getattr(loss, "accepts_weight", False):
-                    raise ValueError(
+                    raise UserError(
                         f"ssl_conf.loss_scale: {conf.loss_scale} is not possible with "
                         f"{type(loss).__name__}, which takes no weights; write none"
                     )
@@ -107,10 +113,10 @@ class ATMSSLModel(ESPnetSSLModel):
             the front end.
 
         Raises:
-            ValueError: when the front end has no fixed features.
+            UserError: when the front end has no fixed features.
         """
         if not isinstance(self.frontend, DefaultFrontend):
-            raise ValueError(
+            raise UserError(
                 "the loss best_rq needs features that are not learnt, and the frontend "
                 f"is {type(self.frontend).__name__}; write frontend: default"
             )
@@ -141,22 +147,15 @@ class ATMSSLModel(ESPnetSSLModel):
             (B, T), float32, without gradient, zero at padding.
 
         Raises:
-            ValueError: when the scorer wants audio at another rate, or its frames do
+            UserError: when the scorer wants audio at another rate, or its frames do
                 not fit.
         """
-        from espnet_atm.scorer import Scorer  # slow, and seldom needed
-
         options = dict(self.conf.scorer)
-        files = [options.pop(name) for name in SCORER_FILES]
+        for name in SCORER_FILES:
+            options.pop(name)
         if self.scorer is None:
-            scorer = Scorer.from_files(*files, device=str(speech.device))
-            if scorer.sampling_rate != self.sampling_rate:
-                raise ValueError(
-                    f"ssl_conf.scorer: {files[0]} wants audio at "
-                    f"{scorer.sampling_rate} Hz, and frontend_conf.fs is "
-                    f"{self.sampling_rate}: score before training, by "
-                    "espnet_atm.bin.score, which resamples"
-                )
+            grid, device = self.encoder_grid(), str(speech.device)
+            scorer = load_scorer(self.conf, grid, self.sampling_rate, device)
             self.scorer = scorer
             self.score_alone = scorer.depends_on_padding(**options)
             if self.score_alone:
@@ -266,7 +265,7 @@ class ATMSSLModel(ESPnetSSLModel):
         if confidence is None and self.conf.scorer and self.conf.needs_confidence:
             confidence = self.score(speech, speech_lengths, lengths)
         if confidence is not None and confidence.shape != padding.shape:
-            raise ValueError(
+            raise UserError(
                 f"confidence of shape {tuple(confidence.shape)} for encoder frames of "
                 f"shape {tuple(padding.shape)}"
             )
@@ -298,6 +297,46 @@ class ATMSSLModel(ESPnetSSLModel):
             layers = layers[:-1] + [output]
         data.update(encoder_output=layers, encoder_output_lengths=output_lengths)
         return data
+
+
+def load_scorer(
+    conf: SSLConf, grid: FrameGrid, sampling_rate: int, device: str = "cpu"
+) -> "Scorer":
+    """Load the model that ``ssl_conf.scorer`` names.
+
+    Args:
+        conf: the checked ``ssl_conf``.
+        grid: the frames that are masked.
+        sampling_rate: of the audio, in Hz.
+        device: where it is to score.
+
+    Raises:
+        UserError: when it cannot be loaded whole, wants audio at another rate, or has
+            frames too long to tell those that are masked apart.
+    """
+    from espnet_atm.scorer import Scorer  # slow, and seldom needed
+
+    config, weights = files = [conf.scorer[name] for name in SCORER_FILES]
+    for name, file in zip(SCORER_FILES, files):
+        if not Path(file).is_file():
+            what = "is a folder" if Path(file).is_dir() else "no such file"
+            raise UserError(f"ssl_conf.scorer.{name}: {what}: {file}")
+    try:
+        scorer = Scorer.from_files(config, weights, device=device)
+    except ValueError as e:
+        raise UserError(f"ssl_conf.scorer: {e}") from e
+    if scorer.sampling_rate != sampling_rate:
+        raise UserError(
+            f"ssl_conf.scorer: {config} wants audio at {scorer.sampling_rate} Hz, and "
+            f"frontend_conf.fs is {sampling_rate}: score before training, by "
+            "espnet_atm.bin.score, which resamples"
+        )
+    if scorer.grid.shift > MAX_RATE_RATIO * grid.shift:
+        raise UserError(
+            f"ssl_conf.scorer: {config} has a frame in {scorer.grid.shift} samples, "
+            f"which is too coarse for encoder frames of {grid.shift}"
+        )
+    return scorer
 
 
 def _mask_stats(
