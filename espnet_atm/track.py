@@ -45,30 +45,24 @@ class TrackReader(Mapping):
     Args:
         confidence_scp: Kaldi's: utterance and ``FILE:OFFSET``, a file or a command.
             Relative paths are relative to the current directory.
-        folder: has the files that go with the tracks; that of the scp if not given.
 
     Raises:
         UserError: on bad lines, naming file and line, and on files that are none.
         OSError: when there is no such file.
     """
 
-    def __init__(
-        self,
-        confidence_scp: Union[str, Path],
-        folder: Union[str, Path, None] = None,
-    ):
+    def __init__(self, confidence_scp: Union[str, Path]):
         self.path = Path(confidence_scp)
-        self.folder = self.path.parent if folder is None else Path(folder)
         self.tracks = Table(self.path, 2)
         # Others' utt2confidence may be about something else.
         made_by_score = any(
-            (self.folder / name).exists() for name in ("scorer", "utt2audio")
+            (self.path.parent / name).exists() for name in ("scorer", "utt2audio")
         )
         self.means = self._beside("utt2confidence", 2) if made_by_score else None
         self.audio = self._beside("utt2audio", AUDIO_COLUMNS)
 
     def _beside(self, name: str, columns: int) -> Optional[Table]:
-        file = self.folder / name
+        file = self.path.parent / name
         return Table(file, columns) if file.exists() else None
 
     def __len__(self) -> int:
@@ -294,7 +288,7 @@ def read_scorer(folder: Path) -> Optional[Dict[str, Any]]:
         if isinstance(e, UserError):
             raise
         found = None
-    if not isinstance(found, dict) or "model" not in found:
+    if not isinstance(found, dict) or not found:
         raise UserError(
             f"{file}: is damaged, or not what espnet_atm.bin.score writes there: it does "
             "not say what made the scores; score again into an empty folder"
