@@ -16,7 +16,7 @@ download_dir=downloads/fillets
 levels=0            # Use only this many game levels (0: all).
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 
 if [ $# -ne 0 ]; then
     log "Error: No positional arguments are required."

@@ -14,7 +14,7 @@ SECONDS=0
 data_dir=data
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 if [ $# -ne 1 ]; then
     log "Usage: $0 [--data_dir DIR] <list of evaluation sets to write>"
     exit 2

@@ -15,7 +15,7 @@ data_dir=data       # Where the data directories are written.
 size=all            # small, medium, large, or all of them.
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 
 if [ $# -ne 0 ]; then
     log "Error: No positional arguments are required."

@@ -19,7 +19,7 @@ are not in it, because they could not be scored, are left out too.
 EOM
 )
 
-. utils/parse_options.sh
+. local/parse_options.sh
 if [ $# -ne 3 ] || [ -z "${min_confidence}" ]; then
     log "${help_message}"
     exit 2
