@@ -204,8 +204,6 @@ expdir=${expdir:-exp/${corpus}}
 for name in dumpdir expdir train_config asr_config scorer_train_config inference_config; do
     plain "--${name}" "${!name}"
 done
-[[ ${PWD} != *[[:space:]]* ]] \
-    || die "the recipe's folder '${PWD}' has a space, which ESPnet's scripts do not bear"
 for name in corpus train_set valid_set asr_train_set asr_valid_set finetune_sets test_sets \
     scorer_name audio_format inference_ssl_model inference_asr_model; do
     value=${!name}
