@@ -360,6 +360,10 @@ if [ -n "${scorer_model}" ]; then
     checked=$(cat "${scorer_config}" "${scorer_model}" | md5sum | cut -c-8)
     run_once "${expdir}" "check_scorer_${checked}" "${checked}" check_scorer
 fi
+if runs 1 && ! "${skip_data_prep}" && [ ! -s "local/data_${corpus}.sh" ]; then
+    die "no data preparation for --corpus ${corpus}: there is no local/data_${corpus}.sh, only" \
+        "$(echo local/data_*.sh); for data directories of your own give --skip_data_prep true"
+fi
 mkdir -p "${expdir}"
 # The run's config, named by its settings: train_config with ssl_conf and num_classes.
 # Made first, so that impossible settings do not wait for the scorer.
@@ -434,6 +438,7 @@ prepare_once() {
 }
 # Runs that read data/ hold this lock together; the one that writes there holds it alone.
 data_lock=data/.${corpus}.use
+data_options="--size ${size:-all} --local_data_opts ${local_data_opts}"
 no_readers() {
     flock -n 7 || die "another run of --corpus ${corpus} is at work, and data/ would change" \
         "under it: wait for its end, or give it the same --size, --local_data_opts and" \
@@ -446,6 +451,7 @@ prepare() {
         no_readers
         local/data.sh --corpus "${corpus}" --nj "${nj}" ${size:+--size ${size}} \
             ${local_data_opts} | tee "data/.${corpus}.log"
+        echo "${data_options}" > "data/.steps/options_${corpus}"
     ) 8> "data/.${corpus}.lock" 7> "${data_lock}"
 }
 segment() {
@@ -537,6 +543,10 @@ labelled_sets="${trained_sets} ${test_sets}"
 if [ -d data ]; then
     exec 7> "${data_lock}"
     flock -s -n 7 || die "another run of --corpus ${corpus} prepares data/: wait for its end"
+fi
+if ! runs 1 && [ -n "${size}${local_data_opts}" ] && [ -s "data/.steps/options_${corpus}" ]; then
+    [ "$(cat "data/.steps/options_${corpus}")" = "${data_options}" ] || die "data/ was prepared" \
+        "with $(cat "data/.steps/options_${corpus}"), not ${data_options}: run stages 1 to 4 first"
 fi
 if runs 1 && ! "${skip_data_prep}" && [ -s "data/.steps/prepare_${corpus}.done" ]; then
     [ "$(cat "data/.steps/prepare_${corpus}.done")" = "$(data_key)" ] \
