@@ -9,6 +9,7 @@ from espnet2.train.collate_fn import HuBERTCollateFn, common_collate_fn
 
 from espnet_atm.confidence import align_track, check_track, refine_confidence
 from espnet_atm.config import TRACK
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 
 
@@ -30,7 +31,7 @@ class SyncedCollateFn:
             cropped. None for no bound.
 
     Raises:
-        ValueError: when ``label_downsampling`` does not divide the frame shift, and
+        UserError: when ``label_downsampling`` does not divide the frame shift, and
             when ``crop_samples`` is shorter than a frame.
     """
 
@@ -44,12 +45,12 @@ class SyncedCollateFn:
         crop_samples: Optional[int] = None,
     ):
         if crop_samples is not None and grid.length(crop_samples) == 0:
-            raise ValueError(
+            raise UserError(
                 f"ssl_conf.crop_seconds: {crop_samples} samples are too short for one "
                 "encoder frame"
             )
         if stock.label_downsampling < 1 or grid.shift % stock.label_downsampling:
-            raise ValueError(
+            raise UserError(
                 f"collate_fn_conf.label_downsampling: {stock.label_downsampling} does "
                 f"not divide the encoder's frame shift of {grid.shift} samples"
             )
@@ -80,7 +81,7 @@ class SyncedCollateFn:
             with its ``*_lengths`` (B,).
 
         Raises:
-            ValueError: naming the utterance, on streams that do not fit its audio.
+            UserError: naming the utterance, on streams that do not fit its audio.
         """
         lengths = [len(sample["speech"]) for _, sample in data]
         keep = min(lengths) if self.crop else max(lengths)
@@ -90,7 +91,7 @@ class SyncedCollateFn:
             speech = sample["speech"]
             frames = self.grid.length(len(speech))
             if frames == 0:
-                raise ValueError(
+                raise UserError(
                     f"{utt}: {len(speech)} samples are too short for one encoder frame"
                 )
             streams = {}
@@ -119,7 +120,7 @@ class SyncedCollateFn:
 
     def _align_track(self, utt: str, track: np.ndarray, frames: int) -> np.ndarray:
         if self.track_grid is None:
-            raise ValueError(
+            raise UserError(
                 f"{utt}: has confidence, but no frame shift is known for it"
             )
         track = check_track(track, utt)
@@ -133,7 +134,7 @@ class SyncedCollateFn:
                 self.grid.offset,
             )
         except ValueError as e:
-            raise ValueError(
+            raise UserError(
                 f"{utt}: {e}; check that frame_shift beside its confidence.scp says how "
                 "many samples a frame lasts, and that this audio was scored"
             ) from None
@@ -161,7 +162,7 @@ class SyncedCollateFn:
             return labels
         lost = abs(len(labels) * self.label_shift - num_samples)
         if len(labels) == 0 or lost > 2 * self.grid.shift:
-            raise ValueError(
+            raise UserError(
                 f"{utt}: {len(labels)} labels of {self.label_shift} samples do not fit "
                 f"{num_samples} samples of audio; check "
                 "collate_fn_conf.label_downsampling (labels for each encoder frame)"

@@ -5,8 +5,19 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from espnet_atm.confidence import MEASURES, check_refinement
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 from espnet_atm.masking import check_mask_options
+from espnet_atm.values import (
+    MOST_FRAMES,
+    flag,
+    known,
+    mapping,
+    number,
+    one_of,
+    text,
+    whole,
+)
 from espnet_atm.weighting import SCALES
 
 MASKERS = ("atm", "random")
@@ -19,6 +30,20 @@ MEASURE_OPTIONS = (
     "smooth",
     "energy_gate",
 )
+OPTIONS = {
+    "ssl_conf": (
+        "masker",
+        "masker_conf",
+        "loss_scale",
+        "loss_scale_conf",
+        "scorer",
+        "track_conf",
+        "crop_seconds",
+    ),
+    "masker_conf": ("mask_ratio", "span", "strategy"),
+    "loss_scale_conf": ("average", "frame_prob"),
+    "track_conf": ("smooth", "energy_gate"),
+}
 TRACK = "confidence"  # the name of the data stream
 # A scorer's frame may be longer than the model's, but not by so much that the track
 # says nothing about single frames.
@@ -32,7 +57,8 @@ class SSLConf:
     Args:
         masker: ``atm`` or ``random``.
         mask_ratio: fraction of valid frames to mask: 0.40 for ``atm``, 0.49 for
-            ``random`` (the paper's baseline).
+            ``random`` (the paper's baseline); neither 0, which leaves nothing to
+            predict, nor 1, which leaves nothing to predict it from.
         span: encoded frames.
         strategy: see :func:`espnet_atm.masking.sample_span_mask`.
         loss_scale: ``none``, ``utterance`` (ATM+S) or ``frame``.
@@ -75,81 +101,65 @@ class SSLConf:
         """Check ``ssl_conf`` as the YAML file gives it.
 
         Raises:
-            ValueError: on unknown keys and impossible values, saying what to write.
+            UserError: on unknown keys, and on values of a wrong kind or impossible ones,
+                saying what to write.
         """
-        conf = _mapping("ssl_conf", conf)
-        masker = _one_of("ssl_conf.masker", conf.pop("masker", "atm"), MASKERS)
-        scale = _one_of(
-            "ssl_conf.loss_scale", conf.pop("loss_scale", None) or "none", SCALES
-        )
-        masker_conf = _mapping("ssl_conf.masker_conf", conf.pop("masker_conf", None))
-        scale_conf = _mapping(
-            "ssl_conf.loss_scale_conf", conf.pop("loss_scale_conf", None)
-        )
-        scorer = _scorer(conf.pop("scorer", None))
-        track_conf = _mapping("ssl_conf.track_conf", conf.pop("track_conf", None))
+        conf = mapping("ssl_conf", conf)
+        known("ssl_conf", conf, OPTIONS["ssl_conf"])
+        parts = {}
+        for name in ("masker_conf", "loss_scale_conf", "track_conf"):
+            parts[name] = mapping(f"ssl_conf.{name}", conf.get(name))
+            known(f"ssl_conf.{name}", parts[name], OPTIONS[name])
+        masker_conf, scale_conf, track_conf = parts.values()
+        masker = one_of("ssl_conf.masker", conf.get("masker", "atm"), MASKERS)
+        scale = conf.get("loss_scale")
+        scale = "none" if scale is None else one_of("ssl_conf.loss_scale", scale, SCALES)
+        scorer = _scorer(conf.get("scorer"))
         if track_conf and scorer:
-            raise ValueError(
+            raise UserError(
                 "ssl_conf.track_conf is for stored tracks; write its options under scorer"
             )
-        crop_seconds = conf.pop("crop_seconds", None)
-        if crop_seconds is not None and not _number("crop_seconds", crop_seconds) > 0:
-            raise ValueError(f"ssl_conf.crop_seconds: {crop_seconds} is not positive")
-        strategy = masker_conf.pop("strategy", "high" if masker == "atm" else "random")
+        crop_seconds = conf.get("crop_seconds")
+        if crop_seconds is not None:
+            crop_seconds = number("ssl_conf.crop_seconds", crop_seconds, positive=True)
+        strategy = masker_conf.get("strategy", "high" if masker == "atm" else "random")
         if masker == "random" and strategy != "random":
-            raise ValueError(
+            raise UserError(
                 f"ssl_conf.masker_conf.strategy: {strategy!r} needs masker: atm; with "
                 "masker: random leave strategy out"
             )
-        parsed = cls(
+        ratio = masker_conf.get("mask_ratio", 0.40 if masker == "atm" else 0.49)
+        span = masker_conf.get("span", 10)
+        try:
+            check_mask_options(ratio, span, strategy)
+        except ValueError as e:
+            raise UserError(f"ssl_conf.masker_conf.{e}") from None
+        if not 0 < ratio < 1:
+            lost = "no frame is predicted" if ratio == 0 else "none is left to hear"
+            raise UserError(
+                f"ssl_conf.masker_conf.mask_ratio: {ratio} teaches nothing: {lost}; "
+                "write a fraction between, e.g. mask_ratio: 0.40"
+            )
+        return cls(
             masker=masker,
-            mask_ratio=_number(
-                "mask_ratio",
-                masker_conf.pop("mask_ratio", 0.40 if masker == "atm" else 0.49),
-            ),
-            span=masker_conf.pop("span", 10),
+            mask_ratio=float(ratio),
+            span=span,
             strategy=strategy,
             loss_scale=scale,
-            average=_one_of(
+            average=one_of(
                 "ssl_conf.loss_scale_conf.average",
-                scale_conf.pop("average", "utterance"),
+                scale_conf.get("average", "utterance"),
                 AVERAGES,
             ),
-            frame_prob=_number("frame_prob", scale_conf.pop("frame_prob", 0.1)),
-            scorer=scorer,
-            smooth=track_conf.pop("smooth", 1),
-            energy_gate=track_conf.pop("energy_gate", None),
-            crop_seconds=crop_seconds,
-        )
-        for where, left, known in (
-            (
-                "ssl_conf",
-                conf,
-                "masker, masker_conf, loss_scale, loss_scale_conf, scorer, track_conf, "
-                "crop_seconds",
+            frame_prob=number(
+                "ssl_conf.loss_scale_conf.frame_prob",
+                scale_conf.get("frame_prob", 0.1),
+                within=(0, 1),
             ),
-            ("ssl_conf.track_conf", track_conf, "smooth, energy_gate"),
-            ("ssl_conf.masker_conf", masker_conf, "mask_ratio, span, strategy"),
-            ("ssl_conf.loss_scale_conf", scale_conf, "average, frame_prob"),
-        ):
-            if left:
-                raise ValueError(
-                    f"{where}: unknown {', '.join(map(repr, left))}; known are {known}"
-                )
-        try:
-            check_mask_options(parsed.mask_ratio, parsed.span, parsed.strategy)
-        except ValueError as e:
-            raise ValueError(f"ssl_conf.masker_conf.{e}") from None
-        try:
-            check_refinement(parsed.smooth, parsed.energy_gate)
-        except ValueError as e:
-            raise ValueError(f"ssl_conf.track_conf.{e}") from None
-        if not 0 <= parsed.frame_prob <= 1:
-            raise ValueError(
-                f"ssl_conf.loss_scale_conf.frame_prob: {parsed.frame_prob} is not in "
-                "[0, 1]"
-            )
-        return parsed
+            scorer=scorer,
+            crop_seconds=crop_seconds,
+            **_refinement("ssl_conf.track_conf", track_conf),
+        )
 
     def masking(self) -> Dict[str, Any]:
         """The arguments of :func:`espnet_atm.masking.sample_span_mask`."""
@@ -160,51 +170,42 @@ class SSLConf:
 
 
 def _scorer(value: Any) -> Optional[Dict[str, Any]]:
-    """Check ``ssl_conf.scorer``; whether its files are there is looked at later."""
+    """Check ``ssl_conf.scorer``; its files are looked at later."""
     if value is None:
         return None
-    scorer = _mapping("ssl_conf.scorer", value)
+    scorer = mapping("ssl_conf.scorer", value)
     for name in SCORER_FILES:
         if not scorer.get(name):
-            raise ValueError(
+            raise UserError(
                 f"ssl_conf.scorer: {name} is missing; write "
                 "scorer: {asr_train_config: exp/asr/config.yaml, asr_model_file: "
                 "exp/asr/valid.loss.best.pth}"
             )
-    unknown = [x for x in scorer if x not in SCORER_FILES + MEASURE_OPTIONS]
-    if unknown:
-        raise ValueError(
-            f"ssl_conf.scorer: unknown {', '.join(map(repr, unknown))}; known are "
-            f"{', '.join(SCORER_FILES + MEASURE_OPTIONS)}"
-        )
-    _one_of("ssl_conf.scorer.measure", scorer.get("measure", "max"), MEASURES)
-    if not _number("scorer.temperature", scorer.get("temperature", 1.0)) > 0:
-        raise ValueError(
-            f"ssl_conf.scorer.temperature: {scorer['temperature']} is not positive"
-        )
-    try:
-        check_refinement(scorer.get("smooth", 1), scorer.get("energy_gate"))
-    except ValueError as e:
-        raise ValueError(f"ssl_conf.scorer.{e}") from None
+        text(f"ssl_conf.scorer.{name}", scorer[name])
+    known("ssl_conf.scorer", scorer, SCORER_FILES + MEASURE_OPTIONS)
+    one_of("ssl_conf.scorer.measure", scorer.get("measure", "max"), MEASURES)
+    number("ssl_conf.scorer.temperature", scorer.get("temperature", 1.0), positive=True)
+    flag("ssl_conf.scorer.include_blank", scorer.get("include_blank", True))
+    _refinement("ssl_conf.scorer", scorer)
     return scorer
 
 
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}: {value!r} is not known; write one of {choices}")
-    return value
-
-
-def _mapping(name: str, value: Any) -> Dict[str, Any]:
-    if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{name}: {value!r} is not a mapping of options to values")
-    return dict(value or {})
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"ssl_conf: {name}: {value!r} is not a number")
-    return float(value)
+def _refinement(where: str, conf: Mapping[str, Any]) -> Dict[str, Any]:
+    """The checked ``smooth`` and ``energy_gate``."""
+    smooth = whole(
+        f"{where}.smooth",
+        conf.get("smooth", 1),
+        most=MOST_FRAMES,
+        what="number of frames",
+    )
+    gate = conf.get("energy_gate")
+    if gate is not None:
+        number(f"{where}.energy_gate", gate)
+    try:
+        check_refinement(smooth, gate)
+    except ValueError as e:
+        raise UserError(f"{where}.{e}") from None
+    return {"smooth": smooth, "energy_gate": gate}
 
 
 def read_track_grid(
@@ -267,12 +268,12 @@ def find_track(paths: Sequence[Tuple[str, str, str]], option: str) -> str:
     """The path of the confidence stream among ESPnet's data options.
 
     Raises:
-        ValueError: when there is none, saying what to add.
+        UserError: when there is none, saying what to add.
     """
     for path, name, _ in paths:
         if name == TRACK:
             return path
-    raise ValueError(
+    raise UserError(
         f"ssl_conf needs frame confidences, and {option} names none: score the data with "
         f"python -m espnet_atm.bin.score and add --{option} "
         "DIR/confidence.scp,confidence,kaldi_ark; or let ssl_conf.scorer name the model "

@@ -7,6 +7,8 @@ import torch
 from espnet2.asr.frontend.cnn import CNNFrontend
 from espnet2.asr.frontend.default import DefaultFrontend
 
+from espnet_atm.errors import UserError
+
 # (kernel, stride, padding), each counted in the layer's input frames
 ConvLayer = Tuple[int, int, int]
 
@@ -52,7 +54,7 @@ def frontend_layers(frontend: torch.nn.Module) -> List[ConvLayer]:
     """The strided windows of an ESPnet front end.
 
     Raises:
-        ValueError: for a front end whose frame times are not known.
+        UserError: for a front end whose frame times are not known.
     """
     if isinstance(frontend, CNNFrontend):
         return [(layer.kernel_size, layer.stride, 0) for layer in frontend.layers]
@@ -60,7 +62,7 @@ def frontend_layers(frontend: torch.nn.Module) -> List[ConvLayer]:
         stft = frontend.stft
         window = stft.n_fft
         return [(window, stft.hop_length, window // 2 if stft.center else 0)]
-    raise ValueError(
+    raise UserError(
         f"the frame times of the front end {type(frontend).__name__} are not known; "
         "use frontend: default or frontend: wav2vec_cnn"
     )
@@ -93,7 +95,7 @@ def measured_grid(
     """
     short, long = (length_of(n) for n in num_samples)
     if long <= short:
-        raise ValueError(
+        raise UserError(
             f"{num_samples[1]} samples give {long} frames and {num_samples[0]} give "
             f"{short}: the model has no frame rate"
         )

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from espnet_atm.confidence import check_track
+from espnet_atm.errors import UserError
+from espnet_atm.values import MOST_FRAMES, number, whole
 
 STRATEGIES = ("high", "low", "mixed", "random", "topk")
 
@@ -19,21 +21,19 @@ def check_mask_options(mask_ratio: float, span: int, strategy: str) -> None:
     """Refuse impossible settings, saying what to write instead.
 
     Raises:
-        ValueError: naming the option, its value and what is possible.
+        UserError: naming the option, its value and what is possible.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:
+        raise UserError(
             f"strategy: {strategy!r} is not known; write one of {', '.join(STRATEGIES)}"
         )
-    if not 0 <= mask_ratio <= 1:
-        raise ValueError(
-            f"mask_ratio: {mask_ratio} is not in [0, 1]; it is the fraction of frames "
-            "masked, e.g. mask_ratio: 0.40"
-        )
-    if not (isinstance(span, int) and span >= 1):
-        raise ValueError(
-            f"span: {span!r} is not a positive number of frames; write e.g. span: 10"
-        )
+    try:
+        number("mask_ratio", mask_ratio, within=(0, 1))
+    except UserError as e:
+        raise UserError(
+            f"{e}; it is the fraction of frames masked, e.g. mask_ratio: 0.40"
+        ) from None
+    whole("span", span, most=MOST_FRAMES, what="number of frames")
 
 
 def _drawing_order(

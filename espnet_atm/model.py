@@ -11,6 +11,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 
 from espnet_atm.confidence import align_tracks, utterance_confidence
 from espnet_atm.config import SCORER_FILES, SSLConf
+from espnet_atm.errors import UserError
 from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
@@ -37,7 +38,7 @@ class ATMSSLModel(ESPnetSSLModel):
         sampling_rate: of the audio, in Hz.
 
     Raises:
-        ValueError: when a loss cannot do what ``conf`` asks for.
+        UserError: when a loss cannot do what ``conf`` asks for.
     """
 
     def __init__(
@@ -48,28 +49,28 @@ class ATMSSLModel(ESPnetSSLModel):
         sampling_rate: int = 16000,
     ):
         if model.util_attributes != {"mask"}:
-            raise ValueError(
+            raise UserError(
                 "ssl_conf guides masks: the losses must use the util 'mask' and no "
                 f"other, and these use {sorted(model.util_attributes)}"
             )
         before = model.frontend if model.preencoder is None else model.preencoder
         size = model.encoder.output_size()
         if before.output_size() != size:
-            raise ValueError(
+            raise UserError(
                 "the mask replaces what goes into the encoder: it has "
                 f"{before.output_size()} dimensions and encoder_conf.output_size is {size}; "
                 f"write preencoder_conf: output_size: {size}"
             )
         embed = getattr(model.encoder, "embed", None)
         if embed is not None and subsampling_layers(embed):
-            raise ValueError(
+            raise UserError(
                 "encoder_conf.input_layer subsamples after the mask; write preencoder: "
                 "conv2d and input_layer: null"
             )
         if conf.loss_scale != "none":
             for loss in model.losses:
                 if not getattr(loss, "accepts_weight", False):
-                    raise ValueError(
+                    raise UserError(
                         f"ssl_conf.loss_scale: {conf.loss_scale} is not possible with "
                         f"{type(loss).__name__}, which takes no weights; write none"
                     )
@@ -107,10 +108,10 @@ class ATMSSLModel(ESPnetSSLModel):
             the front end.
 
         Raises:
-            ValueError: when the front end has no fixed features.
+            UserError: when the front end has no fixed features.
         """
         if not isinstance(self.frontend, DefaultFrontend):
-            raise ValueError(
+            raise UserError(
                 "the loss best_rq needs features that are not learnt, and the frontend "
                 f"is {type(self.frontend).__name__}; write frontend: default"
             )
@@ -141,7 +142,7 @@ class ATMSSLModel(ESPnetSSLModel):
             (B, T), float32, without gradient, zero at padding.
 
         Raises:
-            ValueError: when the scorer wants audio at another rate, or its frames do
+            UserError: when the scorer wants audio at another rate, or its frames do
                 not fit.
         """
         from espnet_atm.scorer import Scorer  # slow, and seldom needed
@@ -151,7 +152,7 @@ class ATMSSLModel(ESPnetSSLModel):
         if self.scorer is None:
             scorer = Scorer.from_files(*files, device=str(speech.device))
             if scorer.sampling_rate != self.sampling_rate:
-                raise ValueError(
+                raise UserError(
                     f"ssl_conf.scorer: {files[0]} wants audio at "
                     f"{scorer.sampling_rate} Hz, and frontend_conf.fs is "
                     f"{self.sampling_rate}: score before training, by "
@@ -266,7 +267,7 @@ class ATMSSLModel(ESPnetSSLModel):
         if confidence is None and self.conf.scorer and self.conf.needs_confidence:
             confidence = self.score(speech, speech_lengths, lengths)
         if confidence is not None and confidence.shape != padding.shape:
-            raise ValueError(
+            raise UserError(
                 f"confidence of shape {tuple(confidence.shape)} for encoder frames of "
                 f"shape {tuple(padding.shape)}"
             )

@@ -9,6 +9,9 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     Conv2dSubsampling,
 )
 
+from espnet_atm.errors import UserError
+from espnet_atm.values import MOST_DIMENSIONS, mapping, whole
+
 # Encoders whose input_layer: null still adds positions, as input_layer: conv2d does.
 ENCODERS = ("conformer", "e_branchformer")
 
@@ -17,16 +20,16 @@ def check_encoder(encoder: str, encoder_conf: Mapping[str, Any]) -> None:
     """Refuse encoders that cannot follow the ``conv2d`` preencoder.
 
     Raises:
-        ValueError: saying what to write.
+        UserError: saying what to write.
     """
     if encoder not in ENCODERS:
-        raise ValueError(
+        raise UserError(
             f"encoder: {encoder} adds no positions after preencoder: conv2d; write one "
             f"of {ENCODERS}, or another preencoder"
         )
-    layer = encoder_conf.get("input_layer", "conv2d")
+    layer = mapping("encoder_conf", encoder_conf).get("input_layer", "conv2d")
     if layer is not None:
-        raise ValueError(
+        raise UserError(
             f"encoder_conf.input_layer: {layer} leaves no room for preencoder: conv2d; "
             "write input_layer: null"
         )
@@ -43,10 +46,16 @@ class Conv2dPreEncoder(AbsPreEncoder):
     Args:
         input_size: features a frame, e.g. 80 log-mel energies.
         output_size: the encoder's size.
+
+    Raises:
+        UserError: on sizes of a wrong kind or out of range.
     """
 
     def __init__(self, input_size: int, output_size: int):
         super().__init__()
+        # Two convolutions of 3, each of stride 2.
+        whole("preencoder_conf.input_size", input_size, least=7, most=MOST_DIMENSIONS)
+        whole("preencoder_conf.output_size", output_size, most=MOST_DIMENSIONS)
         self._output_size = output_size
         # Positions are added by the encoder, after masking.
         self.embed = Conv2dSubsampling(

@@ -30,6 +30,7 @@ from espnet_atm.config import (
     find_track,
     read_track_grid,
 )
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.losses.best_rq import BestRQLoss
 from espnet_atm.losses.hubert import HuBERTLoss
@@ -37,6 +38,7 @@ from espnet_atm.losses.w2v_bert import W2vBertLoss
 from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
 from espnet_atm.model import ATMSSLModel
 from espnet_atm.preencoder import Conv2dPreEncoder, check_encoder
+from espnet_atm.trainer import WholeFiles
 
 # Utterances of each set that are looked at before training begins.
 TRIED = 8
@@ -53,10 +55,10 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
     """The frames that ``args`` masks: what front end and preencoder put out.
 
     Raises:
-        ValueError: when their frame times are not known.
+        UserError: when their frame times are not known.
     """
     if args.input_size is not None:
-        raise ValueError(
+        raise UserError(
             f"ssl_conf needs audio, to know when a frame happens: input_size: "
             f"{args.input_size} reads features; write input_size: null and a frontend"
         )
@@ -68,7 +70,7 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
             conf = {"input_size": frontend.output_size(), **args.preencoder_conf}
             layers += subsampling_layers(Conv2dPreEncoder(**conf))
         elif args.preencoder not in (None, "linear"):
-            raise ValueError(
+            raise UserError(
                 f"preencoder: {args.preencoder} has frame times that are not known; "
                 "write conv2d, linear or null"
             )
@@ -80,7 +82,7 @@ def sampling_rate(args: argparse.Namespace) -> int:
     return humanfriendly.parse_size(str(args.frontend_conf.get("fs", 16000)))
 
 
-class ATMSSLTask(SSLTask):
+class ATMSSLTask(WholeFiles, SSLTask):
     """ESPnet's SSL task; with ``ssl_conf``, masks and loss weights follow confidence."""
 
     @classmethod
@@ -113,33 +115,30 @@ class ATMSSLTask(SSLTask):
         if args.ssl_conf:
             cls.check_ssl_conf(args)
         super().main_worker(args)
-        # ESPnet leaves it open, and one in ten runs on CPUs then aborts at its exit.
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
     @classmethod
     def check_labels(cls, args: argparse.Namespace) -> None:
         """Ask for labels and their token list only where a loss reads them.
 
         Raises:
-            ValueError: naming the option that is missing, or not wanted.
+            UserError: naming the option that is missing, or not wanted.
         """
         args.token_list = args.token_list or None  # ssl.sh gives "" for none
         needing = [x["name"] for x in args.loss if x["name"] not in OWN_LOSSES]
         if needing and args.token_list is None:
-            raise ValueError(
+            raise UserError(
                 f"the loss {needing[0]} reads labels: give their --token_list"
             )
         for mode in ("train", "valid"):
             option = f"{mode}_data_path_and_name_and_type"
             names = [name for _, name, _ in getattr(args, option)]
             if needing and "text" not in names and not args.collect_stats:
-                raise ValueError(
+                raise UserError(
                     f"the loss {needing[0]} reads labels, and --{option} names none: "
                     f"add --{option} FILE,text,text"
                 )
             if args.token_list is None and "text" in names:
-                raise ValueError(
+                raise UserError(
                     f"--{option} names labels, which no loss reads: leave them out, or "
                     "give their --token_list"
                 )
@@ -161,14 +160,14 @@ class ATMSSLTask(SSLTask):
         """Try the settings on the first utterances of each set.
 
         Raises:
-            ValueError: on impossible settings, on a missing track, and on labels or
+            UserError: on impossible settings, on a missing track, and on labels or
                 confidence that do not fit the audio.
         """
         conf = SSLConf.parse(args.ssl_conf)
         encoder_grid(args)
         for name in SCORER_FILES if conf.scorer else ():
             if not Path(conf.scorer[name]).is_file():
-                raise ValueError(
+                raise UserError(
                     f"ssl_conf.scorer.{name}: no such file: {conf.scorer[name]}"
                 )
         for mode in ("train", "valid"):
@@ -176,7 +175,7 @@ class ATMSSLTask(SSLTask):
             if conf.needs_track:
                 find_track(getattr(args, option), option)
             elif conf.scorer and any(x[1] == TRACK for x in getattr(args, option)):
-                raise ValueError(
+                raise UserError(
                     f"ssl_conf.scorer and --{option} both give confidences: leave one out"
                 )
             if mode == "train" and args.multiple_iterator:
@@ -238,7 +237,7 @@ class ATMSSLTask(SSLTask):
         first, second = makers
         differ = [x for x in first.keys() & second if first[x] != second[x]]
         if len(set(grids.values())) > 1 or differ:
-            raise ValueError(
+            raise UserError(
                 f"the confidences of the training set ({grids['train']}, {files[0]}) "
                 f"and of the validation set ({grids['valid']}, {files[1]}) come from "
                 f"different scorers or measures{': ' * bool(differ)}"
@@ -253,7 +252,7 @@ class ATMSSLTask(SSLTask):
         ssl_conf = getattr(args, "ssl_conf", None)  # not in configs of stock ESPnet
         own = [x["name"] for x in args.loss if x["name"] in OWN_LOSSES]
         if own and not ssl_conf:
-            raise ValueError(
+            raise UserError(
                 f"the loss {own[0]} needs ssl_conf, because ESPnet's own masking "
                 "overwrites what the loss is to find again; write ssl_conf: masker: "
                 "random, or atm"

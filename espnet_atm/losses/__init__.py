@@ -10,16 +10,29 @@ from typing import Any, Mapping, Optional
 
 import torch
 
+from espnet_atm.errors import UserError
+from espnet_atm.values import number, whole
 
-def check_positive(loss: str, **options: float) -> None:
-    """Refuse options of a loss that are not above 0.
+
+def check_sizes(loss: str, most: int, **options: Any) -> None:
+    """Refuse options of a loss that are no positive whole numbers.
 
     Raises:
-        ValueError: naming the loss, the option and its value.
+        UserError: naming the loss, the option, its value and the bound.
     """
     for name, value in options.items():
-        if not value > 0:
-            raise ValueError(f"loss {loss}: {name}: {value} is not positive")
+        whole(f"loss {loss}: {name}", value, most=most)
+
+
+def check_weights(loss: str, **options: Any) -> None:
+    """Refuse weights of the terms of a loss that are negative, or no numbers.
+
+    Raises:
+        UserError: naming the loss, the option and its value.
+    """
+    for name, value in options.items():
+        if number(f"loss {loss}: {name}", value) < 0:
+            raise UserError(f"loss {loss}: {name}: {value} is negative")
 
 
 def weighted_mean(

@@ -8,9 +8,11 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.ssl.loss.abs_loss import AbsSSLLoss
 
-from espnet_atm.losses import accuracy, check_positive, masked_weight, weighted_mean
+from espnet_atm.errors import UserError
+from espnet_atm.losses import accuracy, check_sizes, masked_weight, weighted_mean
 from espnet_atm.losses.codes import CodeUsage
 from espnet_atm.losses.quantizer import RandomProjectionQuantizer
+from espnet_atm.values import MOST_CODES, MOST_DIMENSIONS
 
 
 class BestRQLoss(AbsSSLLoss):
@@ -28,7 +30,7 @@ class BestRQLoss(AbsSSLLoss):
         code_dim: dimensions of a code.
 
     Raises:
-        ValueError: on options that are not positive, naming the option and its value.
+        UserError: on options of a wrong kind or out of range, naming option and value.
     """
 
     accepts_weight = True
@@ -42,9 +44,8 @@ class BestRQLoss(AbsSSLLoss):
         code_dim: int = 16,
     ):
         super().__init__()
-        check_positive(
-            self.name, input_size=input_size, num_codes=num_codes, code_dim=code_dim
-        )
+        check_sizes(self.name, MOST_DIMENSIONS, input_size=input_size, code_dim=code_dim)
+        check_sizes(self.name, MOST_CODES, num_codes=num_codes)
         self.util_attributes = ["mask"]
         self.required_inputs = [
             "encoder_output",
@@ -61,11 +62,11 @@ class BestRQLoss(AbsSSLLoss):
         """Refuse features of another size.
 
         Raises:
-            ValueError: saying what to write.
+            UserError: saying what to write.
         """
         size = model.stacked_size()
         if size != self.input_size:
-            raise ValueError(
+            raise UserError(
                 f"loss {self.name}: input_size: {self.input_size}, but the features "
                 f"stacked to the encoder's frame rate have {size} dimensions; write "
                 f"input_size: {size}"

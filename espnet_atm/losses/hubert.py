@@ -1,14 +1,22 @@
 """Cross-entropy to pseudo-labels at masked frames (HuBERT, Hsu et al. 2021)."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.ssl.loss.hubert import HuBERTLoss as ESPnetHuBERTLoss
 
-from espnet_atm.losses import accuracy, masked_weight, weighted_mean
+from espnet_atm.errors import UserError
+from espnet_atm.losses import (
+    accuracy,
+    check_sizes,
+    check_weights,
+    masked_weight,
+    weighted_mean,
+)
 from espnet_atm.losses.codes import CodeUsage
+from espnet_atm.values import MOST_CODES, MOST_DIMENSIONS, sequence, whole
 
 IGNORED = -1  # the label of frames that have none
 
@@ -19,26 +27,57 @@ class HuBERTLoss(ESPnetHuBERTLoss):
     Masks that carry no ``weight`` entry come from stock ESPnet, and get its loss.
 
     Args:
-        encoder_output_size, num_classes, kwargs: see ESPnet's.
+        encoder_output_size, num_classes, final_dim, loss_type, layers, loss_weights: see
+            ESPnet's.
+
+    Raises:
+        UserError: on options of a wrong kind or out of range, naming option and value.
     """
 
     accepts_weight = True
 
-    def __init__(self, encoder_output_size: int, num_classes: int, **kwargs):
-        super().__init__(encoder_output_size, num_classes, **kwargs)
+    def __init__(
+        self,
+        encoder_output_size: int,
+        num_classes: int,
+        final_dim: int,
+        loss_type: str = "cross_entropy",
+        layers: Sequence[int] = (-1,),
+        loss_weights: Sequence[float] = (1.0,),
+    ):
+        check_sizes("hubert", MOST_CODES, num_classes=num_classes)
+        check_sizes("hubert", MOST_DIMENSIONS, final_dim=final_dim)
+        layers = sequence("loss hubert: layers", layers)
+        loss_weights = sequence("loss hubert: loss_weights", loss_weights)
+        if len(layers) != len(loss_weights) or not layers:
+            raise UserError(
+                f"loss hubert: layers: {layers} and loss_weights: {loss_weights} are not "
+                "one weight for each layer"
+            )
+        for layer in layers:
+            whole("loss hubert: layers", layer, least=-999, most=999)
+        for weight in loss_weights:
+            check_weights("hubert", loss_weights=weight)
+        if not any(loss_weights):
+            raise UserError(f"loss hubert: loss_weights: {loss_weights} are all 0")
+        super().__init__(
+            *(encoder_output_size, num_classes, final_dim, loss_type),
+            *(layers, loss_weights),
+        )
+        self.num_classes = num_classes
         self.usage = CodeUsage("hubert", 1, num_classes, learned=False)
 
     def check_model(self, model: ESPnetSSLModel) -> None:
         """Refuse layers that the encoder does not have, or that leave some untrained.
 
         Raises:
-            ValueError: naming ``layers`` and the number of layers.
+            UserError: naming ``layers`` and the number of layers.
         """
         layers = len(model.encoder.encoders)
         if not all(-layers <= x < layers for x in self.layers) or (
             layers - 1 not in [x % layers for x in self.layers]
         ):
-            raise ValueError(
+            raise UserError(
                 f"loss hubert: layers: {list(self.layers)} must be in [{-layers}, "
                 f"{layers - 1}], with the last one among them, since "
                 f"encoder_conf.num_blocks is {layers}"

@@ -1,9 +1,12 @@
 """From frames to codes: learned (Gumbel softmax) and random (BEST-RQ)."""
 
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
+
+from espnet_atm.errors import UserError
+from espnet_atm.values import number, sequence
 
 
 class Quantized(NamedTuple):
@@ -12,6 +15,22 @@ class Quantized(NamedTuple):
     vectors: torch.Tensor  # (N, code_dim), float32, with gradient
     ids: torch.Tensor  # (N, G), int64
     perplexity: torch.Tensor  # of the mean softmax, summed over groups; with gradient
+
+
+def check_temperature(temperature: Any) -> Tuple[float, float, float]:
+    """The start, the end and the factor of the Gumbel temperature.
+
+    Raises:
+        UserError: when it does not fall from a positive start to a positive end.
+    """
+    values = sequence("gumbel_temperature", temperature)
+    values = [number("gumbel_temperature", x) for x in values]
+    if len(values) != 3 or not values[0] >= values[1] > 0 < values[2] <= 1:
+        raise UserError(
+            f"gumbel_temperature: {list(temperature)} is not a start, an end and a "
+            "factor for each update; write e.g. [2.0, 0.5, 0.999995]"
+        )
+    return tuple(values)
 
 
 class GumbelQuantizer(torch.nn.Module):
@@ -29,7 +48,7 @@ class GumbelQuantizer(torch.nn.Module):
         temperature: at the start, at the end, and the factor of each update.
 
     Raises:
-        ValueError: when ``code_dim`` cannot be shared out among the groups, or the
+        UserError: when ``code_dim`` cannot be shared out among the groups, or the
             temperature does not fall from a positive start to a positive end.
     """
 
@@ -43,17 +62,10 @@ class GumbelQuantizer(torch.nn.Module):
     ):
         super().__init__()
         if code_dim % num_groups:
-            raise ValueError(
+            raise UserError(
                 f"code_dim: {code_dim} is not a multiple of num_groups: {num_groups}"
             )
-        if len(temperature) != 3 or not (
-            temperature[0] >= temperature[1] > 0 < temperature[2] <= 1
-        ):
-            raise ValueError(
-                f"gumbel_temperature: {list(temperature)} is not a start, an end and a "
-                "factor for each update; write e.g. [2.0, 0.5, 0.999995]"
-            )
-        self.temperature = tuple(temperature)
+        self.temperature = check_temperature(temperature)
         self.num_groups = num_groups
         self.num_codes = num_codes
         self.projection = torch.nn.Linear(input_size, num_groups * num_codes)

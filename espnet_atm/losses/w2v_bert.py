@@ -6,8 +6,15 @@ import torch
 import torch.nn.functional as F
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 
-from espnet_atm.losses import accuracy, masked_weight, weighted_mean
+from espnet_atm.errors import UserError
+from espnet_atm.losses import (
+    accuracy,
+    check_sizes,
+    masked_weight,
+    weighted_mean,
+)
 from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
+from espnet_atm.values import MOST_DIMENSIONS, number
 
 
 class W2vBertLoss(Wav2Vec2Loss):
@@ -26,7 +33,7 @@ class W2vBertLoss(Wav2Vec2Loss):
             its ``num_groups``, which is 1.
 
     Raises:
-        ValueError: on options out of range, naming the option and its value.
+        UserError: on options of a wrong kind or out of range, naming option and value.
     """
 
     name = "w2v_bert"
@@ -43,11 +50,18 @@ class W2vBertLoss(Wav2Vec2Loss):
         super().__init__(
             encoder_output_size, num_groups=1, num_codes=num_codes, **contrastive
         )
-        if contrastive_weight < 0 or prediction_weight < 0:
-            raise ValueError(
-                f"loss {self.name}: contrastive_weight: {contrastive_weight} and "
-                f"prediction_weight: {prediction_weight} must not be negative"
-            )
+        check_sizes(self.name, MOST_DIMENSIONS, context_layers=context_layers)
+        weights = {
+            "contrastive_weight": contrastive_weight,
+            "prediction_weight": prediction_weight,
+        }
+        for option, weight in weights.items():
+            if number(f"loss {self.name}: {option}", weight) < 0:
+                raise UserError(
+                    f"loss {self.name}: {option}: {weight} must not be negative"
+                )
+        if not any(weights.values()):
+            raise UserError(f"loss {self.name}: {' and '.join(weights)} are both 0")
         self.layer = context_layers - 1
         self.contrastive_weight = contrastive_weight
         self.prediction_weight = prediction_weight
@@ -57,11 +71,11 @@ class W2vBertLoss(Wav2Vec2Loss):
         """Refuse context networks that leave no layer, for themselves or behind.
 
         Raises:
-            ValueError: naming the numbers of layers.
+            UserError: naming the numbers of layers.
         """
         layers = len(model.encoder.encoders)
         if not 0 <= self.layer < layers - 1:
-            raise ValueError(
+            raise UserError(
                 f"loss {self.name}: context_layers: {self.layer + 1} must be at least 1 "
                 f"and leave layers behind it, and encoder_conf.num_blocks is {layers}"
             )

@@ -6,14 +6,22 @@ import torch
 import torch.nn.functional as F
 from espnet2.ssl.loss.abs_loss import AbsSSLLoss
 
-from espnet_atm.losses import accuracy, check_positive, masked_weight, weighted_mean
+from espnet_atm.errors import UserError
+from espnet_atm.losses import (
+    accuracy,
+    check_sizes,
+    check_weights,
+    masked_weight,
+    weighted_mean,
+)
 from espnet_atm.losses.codes import CodeUsage
 from espnet_atm.losses.contrastive import (
     MaskedFrames,
     contrastive_logits,
     sample_negatives,
 )
-from espnet_atm.losses.quantizer import GumbelQuantizer
+from espnet_atm.losses.quantizer import GumbelQuantizer, check_temperature
+from espnet_atm.values import MOST_CODES, MOST_DIMENSIONS, number
 
 
 class Wav2Vec2Loss(AbsSSLLoss):
@@ -34,7 +42,7 @@ class Wav2Vec2Loss(AbsSSLLoss):
         diversity_weight: of the diversity loss.
 
     Raises:
-        ValueError: on options out of range, naming the option and its value.
+        UserError: on options of a wrong kind or out of range, naming option and value.
     """
 
     accepts_weight = True
@@ -53,19 +61,26 @@ class Wav2Vec2Loss(AbsSSLLoss):
         gumbel_temperature: Sequence[float] = (2.0, 0.5, 0.999995),
     ):
         super().__init__()
-        check_positive(
+        check_sizes(
             self.name,
-            num_groups=num_groups,
-            num_codes=num_codes,
+            MOST_DIMENSIONS,
             code_dim=code_dim,
             final_dim=final_dim,
             num_negatives=num_negatives,
-            temperature=temperature,
         )
-        if diversity_weight < 0:
-            raise ValueError(
-                f"loss {self.name}: diversity_weight: {diversity_weight} is negative"
+        check_sizes(self.name, MOST_CODES, num_groups=num_groups, num_codes=num_codes)
+        # The codes of all groups are told apart by one number.
+        if num_codes**num_groups >= 1 << 63:
+            raise UserError(
+                f"loss {self.name}: num_groups: {num_groups} of num_codes: {num_codes} "
+                "are more combinations than can be told apart; write fewer groups"
             )
+        number(f"loss {self.name}: temperature", temperature, positive=True)
+        check_weights(self.name, diversity_weight=diversity_weight)
+        try:
+            gumbel_temperature = check_temperature(gumbel_temperature)
+        except UserError as e:
+            raise UserError(f"loss {self.name}: {e}") from None
         self.util_attributes = ["mask"]
         self.required_inputs = [
             "encoder_output",
