@@ -146,8 +146,7 @@ EOF
 log "$0 $*"
 . local/parse_options.sh
 if [ $# -ne 0 ]; then
-    log "${help_message}"
-    log "Error: No positional arguments are required."
+    log "Error: No positional arguments are required, and there is: $*" 1>&2
     exit 2
 fi
 
@@ -199,11 +198,6 @@ case "${token_type}" in
     *) die "--token_type ${token_type}: write char or bpe" ;;
 esac
 [ -n "${corpus}" ] || die "--corpus is empty"
-dumpdir=${dumpdir:-dump/${corpus}}
-expdir=${expdir:-exp/${corpus}}
-for name in dumpdir expdir train_config asr_config scorer_train_config inference_config; do
-    plain "--${name}" "${!name}"
-done
 for name in corpus train_set valid_set asr_train_set asr_valid_set finetune_sets test_sets \
     scorer_name audio_format inference_ssl_model inference_asr_model; do
     value=${!name}
@@ -215,74 +209,18 @@ for name in corpus train_set valid_set asr_train_set asr_valid_set finetune_sets
     fi
     [[ ${value} != */* ]] || die "--${name} ${value}: is a name, not a path: leave out the /"
 done
+dumpdir=${dumpdir:-dump/${corpus}}
+expdir=${expdir:-exp/${corpus}}
+for name in dumpdir expdir train_config asr_config scorer_train_config inference_config; do
+    plain "--${name}" "${!name}"
+done
 strange=$(LC_ALL=C grep -n -m 1 $'\r\\|^\xef\xbb\xbf' db.sh | cut -d: -f1 || true)
 [ -z "${strange}" ] || die "db.sh:${strange}: has a byte-order mark or the line ends of" \
     "Windows: write it anew as plain text"
 
 # ========================== What is done once ==========================
 
-# run_once DIR NAME KEY FUNCTION [MODEL]: run FUNCTION, in a subshell, unless it has ended
-# with this KEY. What an earlier, killed run left running holds the lock, so that two runs
-# never write the same files. A step named "train" refuses to go on with another KEY than it
-# was begun with, since ESPnet would resume from its checkpoint without a word; it has ended
-# when its last epoch's weights are there, and MODEL.
-run_once() {
-    local dir=$1 name=$2 key=$3 function=$4 model=${5:-latest.pth}
-    local state=${dir}/.steps/${name}
-    mkdir -p "${dir}/.steps"
-    (
-        if ! flock -n 9; then
-            log "${name}: an earlier run still works in ${dir}; waiting for it to end"
-            flock 9
-        fi
-        if [ "$(cat "${state}.done" 2>/dev/null)" = "${key}" ]; then
-            [ "${name}" != train ] || check_trained "${dir}" "${model}"
-            log "${name}: done already (${dir})"
-            exit 0
-        fi
-        if [ "${name}" = train ] && [ -e "${state}.begun" ] \
-            && [ "$(cat "${state}.begun")" != "${key}" ]; then
-            die "${dir} was begun with other data or settings; remove it to begin anew"
-        fi
-        rm -f "${state}.done"
-        echo "${key}" > "${state}.partial"
-        mv "${state}.partial" "${state}.begun"
-        ${function}
-        [ "${name}" != train ] || check_trained "${dir}" "${model}"
-        echo "${key}" > "${state}.partial"
-        mv "${state}.partial" "${state}.done"
-    ) 9> "${state}.lock"
-}
-
-# check_trained DIR MODEL: refuse a training without the weights of its last epoch, which is
-# max_epoch or the one that patience ended it at, or without MODEL.
-check_trained() {
-    local dir=$1 file last epochs
-    for file in latest.pth "$2"; do
-        [ -s "${dir}/${file}" ] || die "${dir}/${file} is missing or empty, though the training" \
-            "has ended: remove ${dir} to train anew"
-    done
-    epochs=$(sed -n 's/^max_epoch: *//p' "${dir}/config.yaml")
-    last=$(basename "$(readlink -f "${dir}/latest.pth")")
-    [ "${last}" != "${epochs}epoch.pth" ] || return 0
-    ! cmp -s "${dir}/${last}" "${dir}/${epochs}epoch.pth" || return 0  # a copy for the link
-    ! grep -qs "\[Early stopping\].*stopped at ${last%.pth}" "${dir}"/train*.log || return 0
-    die "${dir}/latest.pth is ${last}, but training has max_epoch: ${epochs}: the weights of" \
-        "its last epoch were lost, or no gradient of an epoch was finite (see ${dir}/train.log);" \
-        "remove ${dir} to train anew"
-}
-
-# need STAGE DIR KEY MODEL: refuse to build on a training of DIR that has not ended with this
-# KEY.
-need() {
-    [ "$(cat "$2/.steps/train.done" 2>/dev/null)" = "$3" ] \
-        || die "$2 is not trained to its end with these settings: run stage $1 first"
-    check_trained "$2" "$4"
-}
-
-# make_key WORD...: one word for all that a step depends on.
-make_key() { printf '%s\n' "$@" | md5sum | cut -c-32; }
-
+. local/run_once.sh
 runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
 check_scorer() {
@@ -295,8 +233,10 @@ check_scorer() {
 . ./path.sh
 . ./cmd.sh
 
-sampling_rate=$(python3 -c "import humanfriendly as h, sys; print(h.parse_size(sys.argv[1]))" \
-    "${fs}" 2> /dev/null) || die "--fs ${fs}: is no sampling rate: write e.g. 16k or 16000"
+[[ ${fs} =~ ^([0-9]+([.][0-9]+)?)\ *([kK]?)([hH][zZ])?$ ]] \
+    || die "--fs ${fs}: is no sampling rate: write e.g. 16k or 16000"
+sampling_rate=$(awk -v x="${BASH_REMATCH[1]}" -v k="${BASH_REMATCH[3]}" \
+    'BEGIN {printf "%d", x * (k == "" ? 1 : 1000) + 0.5}')
 [ "${sampling_rate}" -gt 0 ] || die "--fs ${fs}: is no sampling rate: write e.g. 16k or 16000"
 fs=${sampling_rate}  # one word for 16k, 16000 and "16 k"
 [ "${fs%000}" = "${fs}" ] || fs=${fs%000}k
@@ -334,7 +274,8 @@ if [ -n "${scorer_config}${scorer_model}" ]; then
 fi
 for file in "${train_config}" "${asr_config}" "${scorer_train_config}" \
     "${inference_config}" "${scorer_config}" "${scorer_model}"; do
-    [ -z "${file}" ] || [ -s "${file}" ] || die "no such file: ${file}"
+    [ -z "${file}" ] || { [ -f "${file}" ] && [ -s "${file}" ]; } \
+        || die "no such file, or an empty one: ${file}"
 done
 is_transducer() { grep -q '^decoder: *transducer' "$1"; }
 asr_epochs=${asr_max_epoch:-$(awk '/^max_epoch:/ {print $2}' "${asr_config}")}
@@ -426,7 +367,7 @@ sets_key() {
 data_key() {
     make_key "${corpus} ${size} ${local_data_opts}" "$(cat db.sh)" \
         "$(find local/ -name '*.py' -o -name '*.sh' | sort \
-            | grep -vE '/(path|paper|results|make_|download_model|subset_by)' | xargs cat)"
+            | grep -vE '/(path|paper|results|make_|download_model|subset_by|check_|run_once|options|parse_)' | xargs cat)"
 }
 # prepare_once NAME KEY SETS FUNCTION: run_once in data/, and again if a set is not there.
 prepare_once() {

@@ -102,12 +102,14 @@ def main(cmd=None) -> None:
     if args.front_end:
         print(front_end(read_config(args.front_end)))
         return
-    for file in (args.ssl_config, *args.asr_configs):
+    config = read_config(args.ssl_config)
+    check_kind(args.ssl_config, config, ssl=True)
+    check_rate(args.ssl_config, config, args.fs)
+    check_labels(args.ssl_config, config, args.fs)
+    for file in args.asr_configs:
         config = read_config(file)
-        check_kind(file, config, file == args.ssl_config)
+        check_kind(file, config, ssl=False)
         check_rate(file, config, args.fs)
-        if file == args.ssl_config:
-            check_labels(file, config, args.fs)
 
 
 if __name__ == "__main__":
