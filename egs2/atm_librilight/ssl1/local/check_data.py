@@ -19,6 +19,11 @@ from espnet_atm.errors import UserError, one_line_errors
 
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "spk2utt")
 SHOWN = 10  # of the recordings that are bad
+UNREADABLE = (
+    "does not say its length (it was written to a pipe), without which ESPnet's "
+    "format_wav_scp.py cannot read it: write it anew"
+)
+UNKNOWN = 1 << 40  # more samples than a file has: libsndfile's word for not known
 
 
 def read_table(file: Path) -> Iterator[tuple[str, str]]:
@@ -65,15 +70,22 @@ def fault(source: str) -> str | None:
         with soundfile.SoundFile(source) as audio:
             if not audio.frames:
                 return "has no samples"
+            if audio.frames > UNKNOWN:
+                return UNREADABLE
             _refuse_cut_off(audio)
-            audio.seek(audio.frames - 1)
-            if len(audio.read(1)) != 1:
-                return "is cut off: its last sample cannot be read"
+            last = audio.frames
+            try:
+                if audio.seekable():
+                    audio.seek(last - 1)
+                    last = 1
+                whole = len(audio.read(last)) == last
+            except soundfile.SoundFileError:
+                whole = False
+            return None if whole else "is cut off: its last sample cannot be read"
     except AudioError as e:
         return str(e)
     except (soundfile.SoundFileError, OSError) as e:
         return f"cannot be read: {e}"
-    return None
 
 
 def check_audio(folders: list[Path], jobs: int) -> None:
