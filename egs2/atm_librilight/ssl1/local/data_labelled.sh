@@ -188,7 +188,7 @@ tedlium2() {
 }
 
 commonvoice() {
-    local tsv
+    local tsv bad
     # Of several releases the newest, which is not the last in the alphabet.
     tsv=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort -V | tail -n 1)
     [ -n "${tsv}" ] || fail "Common Voice: no en/test.tsv in ${COMMONVOICE}"
@@ -202,6 +202,12 @@ commonvoice() {
         { print $at["client_id"], $at["path"], $at["sentence"] }
     ' "${tsv}" > release/test.tsv || fail "Common Voice: ${tsv} lacks one of the columns" \
         "client_id, path and sentence; it has: $(head -n 1 "${tsv}")"
+    # The stock script leaves out what is empty.
+    bad=$(tail -n +2 release/test.tsv | cut -f 2 | while IFS= read -r clip; do
+        [ -s "release/clips/${clip}" ] || echo "${clip}"
+    done)
+    [ -z "${bad}" ] || fail "Common Voice: $(wc -l <<< "${bad}") clips of ${tsv} are missing or" \
+        "empty, the first: clips/${bad%%$'\n'*}"
     local/data_prep.pl "${PWD}/release" test data/test_en
     evaluate data/test_en commonvoice_test
 }
@@ -210,6 +216,12 @@ chime6() {
     # The first array's first channel: the others of an utterance are the same speech.
     for dset in dev eval; do
         [ -d "corpus/audio/${dset}" ] || fail "CHiME-6: ${CHIME6} has no audio/${dset}"
+        # The stock script leaves out sessions without audio.
+        for json in corpus/transcriptions/"${dset}"/S*.json; do
+            json=${json##*/}
+            [ -e "corpus/audio/${dset}/${json%.json}_U01.CH1.wav" ] \
+                || fail "CHiME-6: ${CHIME6}/audio/${dset}/${json%.json}_U01.CH1.wav is not there"
+        done
         local/prepare_data.sh --mictype u01 "${PWD}/corpus/audio/${dset}" \
             "${PWD}/corpus/transcriptions/${dset}" "data/${dset}_u01"
         grep '\.CH1-' "data/${dset}_u01/utt2spk" > "data/${dset}_u01/first"

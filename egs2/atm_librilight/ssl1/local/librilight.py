@@ -22,7 +22,7 @@ from typing import TextIO
 
 import soundfile
 from espnet2.utils.types import str2bool
-from kaldi_data import walk
+from kaldi_data import identity, walk
 from tqdm import tqdm
 
 SIZES = ("small", "medium", "large")
@@ -265,12 +265,12 @@ def find_recordings(
                 f"{', '.join(SIZES)}"
             )
         found = 0
-        folders = sorted(folder.iterdir())
+        folders, above = sorted(folder.iterdir()), frozenset([identity(folder)])
         for speaker in tqdm(
             folders, desc=f"finding {size}", unit="speaker", mininterval=5
         ):
             stems = set()
-            for x in walk(speaker) if speaker.is_dir() else [speaker]:
+            for x in walk(speaker, above) if speaker.is_dir() else [speaker]:
                 if x.suffix in (".flac", ".json"):
                     stems.add(str(x.with_suffix("")))
                 elif not x.exists():  # what a folder's link was, nobody knows

@@ -20,7 +20,7 @@ EOM
 )
 
 . local/parse_options.sh
-if [ $# -ne 3 ] || [ -z "${min_confidence}" ]; then
+if [ $# -ne 3 ]; then
     log "${help_message}"
     exit 2
 fi
