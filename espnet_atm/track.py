@@ -45,24 +45,30 @@ class TrackReader(Mapping):
     Args:
         confidence_scp: Kaldi's: utterance and ``FILE:OFFSET``, a file or a command.
             Relative paths are relative to the current directory.
+        folder: has the files that go with the tracks; that of the scp if not given.
 
     Raises:
         UserError: on bad lines, naming file and line, and on files that are none.
         OSError: when there is no such file.
     """
 
-    def __init__(self, confidence_scp: Union[str, Path]):
+    def __init__(
+        self,
+        confidence_scp: Union[str, Path],
+        folder: Union[str, Path, None] = None,
+    ):
         self.path = Path(confidence_scp)
+        self.folder = self.path.parent if folder is None else Path(folder)
         self.tracks = Table(self.path, 2)
         # Others' utt2confidence may be about something else.
         made_by_score = any(
-            (self.path.parent / name).exists() for name in ("scorer", "utt2audio")
+            (self.folder / name).exists() for name in ("scorer", "utt2audio")
         )
         self.means = self._beside("utt2confidence", 2) if made_by_score else None
         self.audio = self._beside("utt2audio", AUDIO_COLUMNS)
 
     def _beside(self, name: str, columns: int) -> Optional[Table]:
-        file = self.path.parent / name
+        file = self.folder / name
         return Table(file, columns) if file.exists() else None
 
     def __len__(self) -> int:
