@@ -294,7 +294,7 @@ def read_scorer(folder: Path) -> Optional[Dict[str, Any]]:
         if isinstance(e, UserError):
             raise
         found = None
-    if not isinstance(found, dict) or "model" not in found:
+    if not isinstance(found, dict) or not found:
         raise UserError(
             f"{file}: is damaged, or not what espnet_atm.bin.score writes there: it does "
             "not say what made the scores; score again into an empty folder"
