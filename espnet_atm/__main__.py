@@ -39,7 +39,7 @@ CAUSES = [
         "or lower num_workers or the size of batches",
     ),
     (
-        r"DataLoader worker .*Bus error|No space left on device.*torch_|torch_.*shm",
+        r"DataLoader worker .*Bus error|</torch_\S*>",
         "no shared memory left: raise the size of /dev/shm (docker run --shm-size=8g), "
         "or set num_workers: 0",
     ),

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -153,3 +154,91 @@ def test_processes_give_the_gradients_of_one(ssl_command, processes, tmp_path, w
                     got, want, rtol=1e-3, atol=2e-6, msg=lambda x: f"{case}: {x}"
                 )
 
+
+
+def ranks_of(pid: int) -> dict[int, int]:
+    """The training processes that torchrun started, by rank."""
+    found = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        environ = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        found.update({int(x[5:]): int(child) for x in environ if x.startswith(b"RANK=")})
+    return found
+
+
+OPTIONS = ["--ngpu", "0", "--multiprocessing_distributed", "false"]
+OPTIONS += ["--dist_backend", "gloo", "--log_interval", "1"]
+MODULE = ["-m", "espnet_atm", "-m", "espnet2.bin.ssl_train"]
+
+
+def wait_for(words: str, log: Path, processes) -> None:
+    until = time.monotonic() + 300
+    while words not in log.read_text():
+        alive = all(x.poll() is None for x in processes)
+        assert alive and time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+
+
+def exists(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world, victim", [(2, 1), (4, 2)])
+def test_a_killed_process_ends_torchruns_others(ssl_command, tmp_path, world, victim):
+    command = ssl_command(ssl_conf={"masker": "atm"}, max_epoch=10**6, batch_size=5)
+    log = tmp_path / "log"
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run += ["--nproc_per_node", str(world), *MODULE, *command, *OPTIONS]
+    with log.open("w") as f:
+        training = subprocess.Popen(run, cwd=ROOT, stderr=f, stdout=f)
+    try:
+        wait_for("2epoch results", log, [training])
+        ranks = ranks_of(training.pid)
+        assert sorted(ranks) == list(range(world))
+        os.kill(ranks[victim], signal.SIGKILL)
+        assert training.wait(120) != 0
+    finally:
+        training.terminate()
+    assert not any(exists(pid) for pid in ranks.values())
+    assert re.search(r"Signal 9 \(SIGKILL\)", log.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world, victim", [(2, 0), (2, 1), (4, 2)])
+def test_a_killed_process_ends_the_others_in_words(
+    ssl_command, tmp_path, world, victim
+):
+    """Without a launcher that looks after them."""
+    command = ssl_command(ssl_conf={"masker": "atm"}, max_epoch=10**6, batch_size=5)
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    logs = [tmp_path / f"log{rank}" for rank in range(world)]
+    started = []
+    for rank, log in enumerate(logs):
+        environ = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, MASTER_PORT=port)
+        environ = {k: str(v) for k, v in environ.items()}
+        environ = {**os.environ, **environ, "MASTER_ADDR": "localhost"}
+        with log.open("w") as f:
+            run = [sys.executable, *MODULE, *command, *OPTIONS]
+            started.append(
+                subprocess.Popen(run, cwd=ROOT, stderr=f, stdout=f, env=environ)
+            )
+    try:
+        wait_for("2epoch results", logs[0], started)
+        started[victim].kill()
+        until = time.monotonic() + 120
+        others = [x for rank, x in enumerate(started) if rank != victim]
+        codes = [x.wait(max(until - time.monotonic(), 0)) for x in others]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(codes)
+    for rank, log in enumerate(logs):
+        if rank != victim:
+            *_, said = log.read_text().strip().splitlines()
+            assert "another process of this training has died" in said, log.read_text()
+            assert "Traceback" not in log.read_text()

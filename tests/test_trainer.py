@@ -240,9 +240,8 @@ def test_a_kill_between_any_two_changes_of_files_is_mended(processes, undisturbe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_kill_before_each_change_of_files_is_mended(processes, undisturbed, workers):
-    killed_at_each(processes, undisturbed, range, num_workers=workers)
+def test_a_kill_before_each_change_of_files_is_mended(processes, undisturbed):
+    killed_at_each(processes, undisturbed, range)
 
 
 LARGE = dict(
@@ -489,3 +488,43 @@ def test_a_validation_that_is_lost_is_refused(ssl_command):
     command = ssl_command(**ATM, optim_conf={"lr": 1e30}, batch_size=10, max_epoch=3)
     with pytest.raises(UserError, match="epoch 1, valid: the loss of all"):
         ATMSSLTask.main(cmd=command)
+
+
+# ---------------------------------------------------------------- for long
+
+
+def used(pid: int) -> tuple[float, int, int]:
+    """MiB of memory, open files and reading processes of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return pages * resource.getpagesize() / 2**20, files, len(children)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_and_open_files_are_flat_for_2000_steps(
+    ssl_command, processes, tmp_path, workers
+):
+    command = ssl_command(
+        **ATM, batch_size=2, num_iters_per_epoch=400, max_epoch=5, num_workers=workers
+    )
+    log = tmp_path / "log"
+    process = processes.Process(target=train, args=(command,), kwargs={"log": str(log)})
+    process.start()
+    most = {}  # of each epoch
+    while process.is_alive():
+        epoch = log.read_text().count("epoch results") if log.exists() else 0
+        try:
+            now = used(process.pid)
+        except OSError:
+            break
+        most[epoch] = tuple(map(max, zip(now, most.get(epoch, now))))
+        time.sleep(0.1)
+    process.join()
+    assert process.exitcode == 0
+    print(most)
+    (memory, files, children), (first_memory, first_files, _) = most[4], most[1]
+    assert memory < first_memory + 8
+    assert files <= first_files
+    assert children <= 2 * workers  # of training and, next to them, of validation
