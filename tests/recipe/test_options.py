@@ -147,6 +147,21 @@ def test_rates_that_are_the_same(recipe, fs):
     assert "no test set: name them" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("ssl_args", "--no_such_option 3"),
+        ("asr_args", "--max_epoch three"),
+        ("score_opts", "--measure nonsense"),
+    ],
+)
+def test_arguments_are_read_before_the_first_stage(recipe, option, value):
+    done = run(recipe, "--corpus", "mini", f"--{option}", value)
+    assert done.returncode != 0 and "Stage 1" not in done.stdout
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"check_arguments.py: error: --{option} {value}: "), line
+
+
 @pytest.fixture
 def config_at_8k(tmp_path):
     """Configs whose front ends are for 8 kHz; makes them with another hop."""
