@@ -722,7 +722,9 @@ score_set() {
             --output_dir "${logdir}/${_nj}.JOB" \
             --max_skipped "${all}" \
             ${score_opts} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
-    for file in confidence.scp utt2confidence skipped; do
+    local tables="confidence.scp utt2confidence skipped"
+    [ ! -e "${logdir}/${_nj}.1/utt2audio" ] || tables+=" utt2audio"
+    for file in ${tables}; do
         for n in $(seq "${_nj}"); do
             cat "${logdir}/${_nj}.${n}/${file}"
         done | sed '/^$/d' > "${dir}/${file}.partial"
@@ -803,8 +805,8 @@ select_utterances() {
     cp "${confidence_dir}/$2"/{frame_shift,frame_offset,sampling_rate,scorer} \
         "${confidence_dir}/$3"
     local file
-    for file in confidence.scp utt2confidence; do
-        utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/${file}" \
+    for file in confidence.scp utt2confidence utt2audio; do
+        [ ! -e "${confidence_dir}/$2/${file}" ] || utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/${file}" \
             > "${confidence_dir}/$3/${file}"
     done
 }

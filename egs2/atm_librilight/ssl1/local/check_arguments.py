@@ -12,7 +12,9 @@ from espnet_atm.errors import UserError, one_line_errors
 ANY = "any"  # in place of what is required and not known yet
 
 
-def parse(parser: argparse.ArgumentParser, what: str, words: list[str]) -> None:
+def parse(
+    parser: argparse.ArgumentParser, what: str, words: list[str]
+) -> argparse.Namespace:
     """Read arguments as a command will.
 
     Raises:
@@ -23,7 +25,7 @@ def parse(parser: argparse.ArgumentParser, what: str, words: list[str]) -> None:
         raise UserError(f"{what}: {message}")
 
     parser.error = error
-    parser.parse_args(words)
+    return parser.parse_args(words)
 
 
 def main(cmd=None) -> None:
@@ -49,7 +51,13 @@ def main(cmd=None) -> None:
             parse(task.get_parser(), f"{name}{words}", [*command, *words.split()])
     command = ["--asr_train_config", ANY, "--asr_model_file", ANY]
     command += ["--wav_scp", ANY, "--output_dir", ANY, *args.score_opts.split()]
-    parse(score.get_parser(), f"--score_opts{args.score_opts}", command)
+    what = f"--score_opts{args.score_opts}"
+    try:
+        score.check_options(parse(score.get_parser(), what, command))
+    except UserError:
+        raise
+    except ValueError as e:
+        raise UserError(f"{what}: {e}") from None
 
 
 if __name__ == "__main__":
