@@ -1,13 +1,12 @@
 """``ssl_conf``: what a user adds to an ESPnet SSL config."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from espnet_atm.confidence import MEASURES, check_refinement
 from espnet_atm.errors import UserError
-from espnet_atm.frames import FrameGrid
 from espnet_atm.masking import check_mask_options
+from espnet_atm.track import read_track_grid  # noqa: F401  (its name before it moved)
 from espnet_atm.values import (
     MOST_FRAMES,
     flag,
@@ -45,9 +44,6 @@ OPTIONS = {
     "track_conf": ("smooth", "energy_gate"),
 }
 TRACK = "confidence"  # the name of the data stream
-# A scorer's frame may be longer than the model's, but not by so much that the track
-# says nothing about single frames.
-MAX_RATE_RATIO = 16
 
 
 @dataclass(frozen=True)
@@ -206,62 +202,6 @@ def _refinement(where: str, conf: Mapping[str, Any]) -> Dict[str, Any]:
     except ValueError as e:
         raise UserError(f"{where}.{e}") from None
     return {"smooth": smooth, "energy_gate": gate}
-
-
-def read_track_grid(
-    confidence_scp: str, sampling_rate: int, encoder: Optional[FrameGrid] = None
-) -> FrameGrid:
-    """The time grid of a stored track, from the files beside its scp.
-
-    ``frame_shift`` and, where the scorer's first frame is not centred at half a shift,
-    ``frame_offset`` hold one number each, in samples at the ``sampling_rate`` of the
-    scorer, in Hz; ``espnet_atm.bin.score`` writes them. Without that last file they
-    count samples of the audio.
-
-    Args:
-        confidence_scp: path of ``confidence.scp``.
-        sampling_rate: of the audio, in Hz.
-        encoder: the grid of the frames that are masked, which the track must suit.
-
-    Returns:
-        The grid in samples of that audio; its shift need not be whole where the scorer
-        has another rate.
-
-    Raises:
-        ValueError: when the shift is missing or impossible, naming file and numbers.
-    """
-    folder = Path(confidence_scp).parent
-    file = folder / "frame_shift"
-    if not file.is_file():
-        raise ValueError(
-            f"{file} is missing: {confidence_scp} does not say how many samples a "
-            f"frame lasts; write that number there, e.g. echo 640 > {file}"
-        )
-    shift = _positive(file, "samples")
-    rate_file = folder / "sampling_rate"
-    scorer_rate = _positive(rate_file, "Hz") if rate_file.is_file() else sampling_rate
-    file = folder / "frame_offset"
-    try:
-        offset = float(file.read_text()) if file.is_file() else shift / 2
-    except ValueError:
-        raise ValueError(f"{file}: not a number of samples") from None
-    if scorer_rate != sampling_rate:
-        shift, offset = (x * sampling_rate / scorer_rate for x in (shift, offset))
-        shift = int(shift) if shift.is_integer() else shift
-    if encoder is not None and shift > MAX_RATE_RATIO * encoder.shift:
-        raise ValueError(
-            f"{folder / 'frame_shift'}: a track of one value in {shift} samples is too "
-            f"coarse for encoder frames of {encoder.shift} samples; write the scorer's "
-            "frame shift in samples there, or score with a model of a finer frame rate"
-        )
-    return FrameGrid(shift, offset)
-
-
-def _positive(file: Path, unit: str) -> int:
-    text = file.read_text().strip()
-    if not text.isdigit() or int(text) == 0:
-        raise ValueError(f"{file}: {text!r} is not a positive whole number of {unit}")
-    return int(text)
 
 
 def find_track(paths: Sequence[Tuple[str, str, str]], option: str) -> str:

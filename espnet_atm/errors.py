@@ -1,10 +1,12 @@
 """A user's mistake is one line; a traceback is for our own faults."""
 
 import contextlib
+import os
 import re
+import stat
 import sys
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Iterator, Sequence, Union
 
 import yaml
 
@@ -23,9 +25,11 @@ def one_line_errors(program: str) -> Iterator[None]:
     program and keeps its traceback.
 
     Args:
-        program: what to begin the line with, e.g. ``espnet_atm.bin.score``.
+        program: what to begin the line with, e.g. ``espnet_atm.bin.score``; its
+            arguments are in ``sys.argv``.
     """
     try:
+        _refuse_fifos(sys.argv[1:])
         yield
     except UserError as e:
         message = _original(str(e))
@@ -39,19 +43,56 @@ def one_line_errors(program: str) -> Iterator[None]:
     sys.exit(f"{program}: error: {' '.join(message.split())}")
 
 
+def _refuse_fifos(arguments: Sequence[str]) -> None:
+    """Opening a named pipe that nobody writes to would wait for ever.
+
+    What bash makes of ``<(command)`` has its writer.
+    """
+    for argument in arguments:
+        for word in (argument, argument.partition("=")[2]):
+            path = word.partition(",")[0]  # PATH,NAME,TYPE of ESPnet's data options
+            try:
+                is_fifo = stat.S_ISFIFO(os.stat(path).st_mode)
+            except (OSError, ValueError):  # no path at all
+                continue
+            if is_fifo and not path.startswith(("/dev/fd/", "/proc/")):
+                raise UserError(f"{path}: is a named pipe (FIFO), and no file")
+
+
 def _original(message: str) -> str:
     """What was raised in a reading process, of the traceback that torch makes of it."""
     *_, found = re.split(r"^[\w.]*UserError: ", message, flags=re.MULTILINE)
     return found
 
 
+def check_file(file: Union[str, Path]) -> None:
+    """Refuse what is there and cannot be read as a file: again, and from any place.
+
+    Raises:
+        UserError: naming it.
+        OSError: when nothing is there.
+    """
+    try:
+        mode = os.stat(file).st_mode
+    except ValueError as e:  # a null character
+        raise UserError(f"{str(file)!r}: is no path: {e}") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{file}: is a folder, and no file")
+    if not stat.S_ISREG(mode):
+        raise UserError(
+            f"{file}: is a pipe or a device, which can be read once only: write what "
+            "it gives to a file"
+        )
+
+
 def read_text(file: Union[str, Path]) -> str:
     """The text of a small file.
 
     Raises:
-        UserError: naming the file, when it is no text in UTF-8.
+        UserError: naming the file, when it is no file or no text in UTF-8.
         OSError: when it cannot be read.
     """
+    check_file(file)
     try:
         return Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:

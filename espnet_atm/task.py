@@ -28,7 +28,6 @@ from espnet_atm.config import (
     TRACK,
     SSLConf,
     find_track,
-    read_track_grid,
 )
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
@@ -38,6 +37,7 @@ from espnet_atm.losses.w2v_bert import W2vBertLoss
 from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
 from espnet_atm.model import ATMSSLModel
 from espnet_atm.preencoder import Conv2dPreEncoder, check_encoder
+from espnet_atm.track import read_track_grid
 from espnet_atm.trainer import WholeFiles
 
 # Utterances of each set that are looked at before training begins.

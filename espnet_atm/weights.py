@@ -1,10 +1,9 @@
 """Weights of models: read whole, or refused by name."""
 
 import logging
-import pickle
 import zipfile
 from pathlib import Path
-from typing import Dict, Iterable, List, Union
+from typing import Any, Dict, Iterable, List, Union
 
 import torch
 
@@ -15,6 +14,35 @@ TRAINER_STATE = {"model", "optimizers"}  # of ESPnet's checkpoint.pth
 WRAPPERS = ("module", "state_dict")
 
 
+def read_checkpoint(file: Union[str, Path]) -> Any:
+    """What ``torch.save`` wrote, on the CPU, and only if it is as it was written.
+
+    torch does not look at the checksums in its files, so that a flipped bit would be
+    another weight.
+
+    Raises:
+        UserError: naming the file, when it is damaged, or holds what only unpickling
+            would tell.
+        OSError: when it cannot be opened.
+    """
+    with open(file, "rb") as f:  # a folder is told as one
+        if not f.read(1):
+            raise UserError(f"{file}: is empty")
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if (part := archive.testzip()) is not None:
+                    raise UserError(f"{file}: is damaged: the checksum of {part} differs")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as e:  # whatever unpickling raises on what is no checkpoint
+        raise UserError(
+            f"{file}: cannot be read as weights: it is damaged, or no .pth of ESPnet's "
+            f"({type(e).__name__})"
+        ) from None
+
+
 def read_weights(file: Union[str, Path]) -> Dict[str, torch.Tensor]:
     """The weights in a ``.pth`` of ESPnet's, on the CPU.
 
@@ -23,19 +51,7 @@ def read_weights(file: Union[str, Path]) -> Dict[str, torch.Tensor]:
             only unpickling would tell, or values that are not finite.
         OSError: when it cannot be opened.
     """
-    with open(file, "rb") as f:  # a folder is told as one
-        if not f.read(1):
-            raise UserError(f"{file}: is empty")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        *(pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile),
-        *(ValueError, TypeError, KeyError, AttributeError, IndexError),
-    ) as e:
-        raise UserError(
-            f"{file}: cannot be read as weights: it is damaged, or no .pth of ESPnet's "
-            f"({type(e).__name__})"
-        ) from None
+    state = read_checkpoint(file)
     if isinstance(state, dict) and state.keys() >= TRAINER_STATE:
         raise UserError(
             f"{file}: is the trainer's state (checkpoint.pth), which no model is loaded "

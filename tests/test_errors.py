@@ -1,5 +1,10 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 
 from espnet_atm.errors import UserError, one_line_errors, read_config, read_text
 
@@ -12,6 +17,26 @@ def said(error) -> str:
 
 def test_a_users_mistake_is_one_line():
     assert said(UserError("x:\n  is bad")) == "program: error: x: is bad"
+
+
+@pytest.mark.parametrize("word", ["{}", "{},speech,sound", "--config={}"])
+def test_a_named_pipe_is_refused_before_it_is_waited_for(tmp_path, monkeypatch, word):
+    os.mkfifo(tmp_path / "x")
+    words = ["x" * 9999, "\0", "", word.format(tmp_path / "x")]
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    with pytest.raises(SystemExit) as e, one_line_errors("program"):
+        raise AssertionError("nothing is begun")
+    assert e.value.code == f"program: error: {tmp_path}/x: is a named pipe (FIFO), and no file"
+
+
+def test_a_pipe_with_a_writer_is_read():
+    code = "import sys; from espnet_atm.errors import *\n"
+    code += "with one_line_errors('x'): print(open(sys.argv[1]).read())"
+    command = f"{sys.executable} -c \"{code}\" <(echo all)"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "all\n\n"), done.stderr
 
 
 def test_what_the_system_says_names_the_file(tmp_path):

@@ -63,6 +63,25 @@ def test_damage_anywhere_is_refused(model, tmp_path):
             read_weights(tmp_path / "cut.pth")
 
 
+def test_a_flipped_bit_anywhere_is_refused_or_harmless(model, tmp_path):
+    state = model.state_dict()
+    whole = saved(tmp_path, state).read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        (tmp_path / "flipped.pth").write_bytes(flipped)
+        try:
+            read = read_weights(tmp_path / "flipped.pth")
+        except UserError as e:
+            assert "flipped.pth" in str(e)
+            refused += 1
+        else:
+            assert read.keys() == state.keys()
+            assert all(torch.equal(read[k], v) for k, v in state.items())
+    assert refused > len(whole) // 14
+
+
 def test_a_folder_is_told_as_one(tmp_path):
     with pytest.raises(IsADirectoryError):
         read_weights(tmp_path)

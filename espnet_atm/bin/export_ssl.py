@@ -6,17 +6,30 @@ Writes ``config.yaml`` and a ``.pth`` that need nothing of this package: use the
 
 What only pre-training needs, losses and masks, is left out. The ``conv2d`` preencoder
 becomes the encoder's own ``input_layer: conv2d``, which has the same weights.
+
+The model must be the config's to the last weight. Files in the output folder that are
+not an earlier export's of the same run are never overwritten; ``exported.json`` there
+says which are.
 """
 
 import argparse
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
 import logging
+import os
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 import yaml
 
+from espnet_atm.errors import UserError, one_line_errors, read_config, read_text
+from espnet_atm.files import whole_file
 from espnet_atm.preencoder import check_encoder
+from espnet_atm.weights import load_weights, read_weights
 
 MODEL_KEYS = (
     "token_list",
@@ -35,6 +48,7 @@ MODEL_KEYS = (
     "model",
     "model_conf",
 )
+MANIFEST = "exported.json"
 # Parameters of pre-training only.
 DROPPED = ("losses.", "util_modules.")
 
@@ -60,14 +74,14 @@ def export(
         state: its model's ``state_dict``.
 
     Raises:
-        ValueError: when the config is not that of an SSL model, or an encoder cannot
+        UserError: when the config is not that of an SSL model, or an encoder cannot
             take the preencoder in.
     """
     missing = [
         key for key in ("token_list", "encoder", "frontend") if key not in config
     ]
     if missing:
-        raise ValueError(f"the config has no {', '.join(missing)}: not an SSL run's")
+        raise UserError(f"the config has no {', '.join(missing)}: not an SSL run's")
     new = {key: config[key] for key in MODEL_KEYS if key in config}
     # Weights are loaded, not drawn; and ESPnet knows neither our losses nor our masks.
     new.update(init=None, loss=[], util=[])
@@ -86,30 +100,140 @@ def export(
     return new, state
 
 
+def read_run(
+    config_file: str, model_file: str
+) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor]]:
+    """Config and weights of a run, which must belong together.
+
+    Raises:
+        UserError: naming the file, when one of them is none of an SSL run, or they are
+            not of one run.
+        OSError: when a file cannot be read.
+    """
+    config = read_config(config_file)
+    state = read_weights(model_file)
+    # Imported late: a wrong path must not wait for ESPnet's imports.
+    from espnet_atm.task import ATMSSLTask
+
+    try:
+        export(config, {})
+        if not isinstance(config.get("loss"), list):  # an ASR run has none
+            raise UserError("the config has no loss: not an SSL run's")
+        model = ATMSSLTask.build_model(argparse.Namespace(**config))
+    except UserError as e:
+        raise UserError(f"{config_file}: {e}") from None
+    except Exception as e:  # whatever ESPnet raises on options that it cannot take
+        raise UserError(
+            f"{config_file}: no SSL model can be built from it: {type(e).__name__}: {e}"
+        ) from None
+    load_weights(model, state, model_file, config_file)
+    return config, state
+
+
+class Exported:
+    """What is in the output folder, and whose it is.
+
+    Args:
+        folder: the output folder.
+        run: the folder of the training run.
+
+    Raises:
+        UserError: when the folder holds another run's export, or its list is damaged.
+    """
+
+    def __init__(self, folder: Path, run: Path):
+        self.folder, self.run = folder, str(run.resolve())
+        self.list = folder / MANIFEST
+        self.files: Dict[str, List[str]] = {}  # checksums that a file of ours may have
+        if not self.list.exists():
+            return
+        try:
+            there = json.loads(read_text(self.list))
+            self.files = {str(k): list(map(str, v)) for k, v in there["files"].items()}
+            other = there["run"]
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise UserError(
+                f"{self.list}: is damaged ({e}): give another --output_dir"
+            ) from None
+        if other != self.run:
+            raise UserError(
+                f"{folder}: holds the export of another run, {other}, and this is "
+                f"{self.run}: give another --output_dir"
+            )
+
+    def write(self, contents: Dict[str, bytes]) -> None:
+        """Write files, in place of those of an earlier export only.
+
+        Raises:
+            UserError: naming the file that is not an earlier export's.
+            OSError: naming the file that cannot be written.
+        """
+        for name, content in contents.items():
+            file = self.folder / name
+            known = self.files.setdefault(name, [])
+            new = hashlib.sha256(content).hexdigest()
+            if os.path.lexists(file):
+                there = None if file.is_symlink() else _checksum(file)
+                if there not in (*known, new):
+                    raise UserError(
+                        f"{file}: is there, and no earlier export of this run wrote it "
+                        "as it is: give another --output_dir"
+                    )
+                known[:] = [there]
+            if new not in known:
+                known.append(new)
+        # First which files are to be ours, so that a killed export can be repeated.
+        self._write_list()
+        for name, content in contents.items():
+            with whole_file(self.folder / name) as f:
+                f.write(content)
+            del self.files[name][:-1]
+        self._write_list()
+
+    def _write_list(self) -> None:
+        with whole_file(self.list) as f:
+            content = {"run": self.run, "files": self.files}
+            f.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait for others that export here: two fine-tunings may start from one run."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def main(cmd=None) -> None:
     """Read, convert, write."""
     args = get_parser().parse_args(cmd)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    with open(args.ssl_train_config, encoding="utf-8") as f:
-        config = yaml.safe_load(f)
-    state = torch.load(args.ssl_model_file, map_location="cpu", weights_only=True)
-    try:
-        config, exported = export(config, state)
-    except ValueError as e:
-        raise ValueError(f"{args.ssl_train_config}: {e}") from None
-    output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with (output_dir / "config.yaml").open("w", encoding="utf-8") as f:
-        yaml.safe_dump(config, f, sort_keys=False)
-    file = output_dir / Path(args.ssl_model_file).resolve().name
-    partial = file.with_name(file.name + ".partial")
-    torch.save(exported, partial)
-    partial.replace(file)
+    config, state = read_run(args.ssl_train_config, args.ssl_model_file)
+    new, exported = export(config, state)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(args.ssl_model_file).resolve().name
+    pth = io.BytesIO()
+    torch.save(exported, pth)
+    config_yaml = yaml.safe_dump(new, sort_keys=False)
+    with alone_in(folder):
+        Exported(folder, Path(args.ssl_train_config).parent).write(
+            {"config.yaml": config_yaml.encode(), name: pth.getvalue()}
+        )
     logging.info(
-        f"{file}: {len(exported)} tensors, {len(state) - len(exported)} of pre-training "
-        "left out"
+        f"{folder / name}: {len(exported)} tensors, "
+        f"{len(state) - len(exported)} of pre-training left out"
     )
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("espnet_atm.bin.export_ssl"):
+        main()

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from espnet_atm.audio import read_audio
 from espnet_atm.confidence import check_track, frame_energy
-from espnet_atm.config import read_track_grid
 from espnet_atm.frames import FrameGrid
 from espnet_atm.masking import sample_span_mask
+from espnet_atm.track import read_track_grid
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

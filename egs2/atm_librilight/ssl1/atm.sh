@@ -722,9 +722,7 @@ score_set() {
             --output_dir "${logdir}/${_nj}.JOB" \
             --max_skipped "${all}" \
             ${score_opts} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
-    local tables="confidence.scp utt2confidence skipped"
-    [ ! -e "${logdir}/${_nj}.1/utt2audio" ] || tables+=" utt2audio"
-    for file in ${tables}; do
+    for file in confidence.scp utt2confidence utt2audio skipped; do
         for n in $(seq "${_nj}"); do
             cat "${logdir}/${_nj}.${n}/${file}"
         done | sed '/^$/d' > "${dir}/${file}.partial"
@@ -806,7 +804,7 @@ select_utterances() {
         "${confidence_dir}/$3"
     local file
     for file in confidence.scp utt2confidence utt2audio; do
-        [ ! -e "${confidence_dir}/$2/${file}" ] || utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/${file}" \
+        utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/${file}" \
             > "${confidence_dir}/$3/${file}"
     done
 }
