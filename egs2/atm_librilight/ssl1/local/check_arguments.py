@@ -52,10 +52,9 @@ def main(cmd=None) -> None:
     command = ["--asr_train_config", ANY, "--asr_model_file", ANY]
     command += ["--wav_scp", ANY, "--output_dir", ANY, *args.score_opts.split()]
     what = f"--score_opts{args.score_opts}"
+    options = parse(score.get_parser(), what, command)
     try:
-        score.check_options(parse(score.get_parser(), what, command))
-    except UserError:
-        raise
+        score.check_options(options)
     except ValueError as e:
         raise UserError(f"{what}: {e}") from None
 
