@@ -221,5 +221,5 @@ def test_data_are_not_made_anew_under_another_run(tmp_path):
     assert "data/ was prepared with --size all --local_data_opts --letters cd" in done.stderr
     # Audio that is not there is named before it is formatted.
     done = prepare("--stage", "3", "--stop_stage", "3")
-    assert done.returncode == 1 and "nothing.wav is not there" in done.stderr
+    assert done.returncode == 1 and "no such file: nothing.wav" in done.stderr
     assert not (recipe / "dump/x/raw").exists()

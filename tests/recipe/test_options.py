@@ -3,9 +3,12 @@
 import os
 import subprocess
 
+import check_arguments
 import pytest
 import yaml
 from conftest import RECIPE, copy_recipe
+
+from espnet_atm.errors import UserError
 
 TUNING = RECIPE / "conf" / "tuning"
 
@@ -145,6 +148,32 @@ def test_run_sh_reads_options_as_atm_sh_does(recipe, tmp_path, corpus, options, 
 def test_rates_that_are_the_same(recipe, fs):
     done = run(recipe, "--fs", fs, "--skip_data_prep", "true", "--corpus", "mine")
     assert "no test set: name them" in done.stderr
+
+
+def test_arguments_are_read_before_the_first_stage(recipe):
+    done = run(recipe, "--corpus", "mini", "--asr_args", "--no_such_option 3")
+    assert done.returncode != 0 and "Stage 1" not in done.stdout
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("check_arguments.py: error: --asr_args --no_such_option 3: ")
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("ssl_args", "--no_such_option 3"),
+        ("ssl_args", "--max_epoch three"),
+        ("asr_args", "--max_epoch three"),
+        ("head_args", "--optim nonsense"),
+        ("score_opts", "--measure nonsense"),
+        ("score_opts", "--temperature 0"),
+    ],
+)
+def test_arguments_that_a_command_does_not_take(option, value):
+    conf = RECIPE / "conf"
+    configs = ["--ssl_config", conf / "train.yaml", "--asr_config", conf / "train_asr.yaml"]
+    check_arguments.main(list(map(str, configs)))
+    with pytest.raises(UserError, match=f"--{option} {value}: "):
+        check_arguments.main([*map(str, configs), f"--{option}", f" {value}"])
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
     front_end["frontend_conf"]["n_mels"] = 40
     (recipe / "train_own.yaml").write_text(yaml.safe_dump(front_end))
     for other in (
-        ("--min_confidence", "0"),
+        ("--min_confidence", "0.01"),
         ("--ssl_args", "--use_preprocessor false"),
         ("--objective", "", "--train_config", "train_own.yaml", "--nclusters", "4"),
     ):

@@ -228,6 +228,16 @@ check_scorer() {
     python3 local/check_scorer.py "${scorer_config}" "${scorer_model}"
 }
 
+check_arguments() {
+    local scorer=
+    [ -n "${scorer_model}" ] || scorer="--asr_config ${scorer_train_config}"
+    log "Looking at the arguments of training and scoring"
+    # shellcheck disable=SC2086
+    python3 local/check_arguments.py --ssl_config "${ssl_config}" --asr_config "${asr_config}" \
+        ${scorer} --ssl_args " ${ssl_args}" --asr_args " ${asr_args}" \
+        --head_args " ${head_args}" --score_opts " ${score_opts}"
+}
+
 # ========================== What runs here ==========================
 
 . ./path.sh
@@ -321,6 +331,9 @@ mkdir -p "${kept_config%/*}"
 cp "${ssl_config}" "${kept_config}.$$"
 mv "${kept_config}.$$" "${kept_config}"
 ssl_config=${kept_config}
+checked=$(make_key "$(cat "${ssl_config}" "${asr_config}" "${scorer_train_config}")" \
+    "${scorer_model}" "${ssl_args}" "${asr_args}" "${head_args}" "${score_opts}")
+run_once "${expdir}" "check_arguments_${checked:0:8}" "${checked}" check_arguments
 nclusters=$(sed -n 's/^ \{1,\}num_classes: //p' "${ssl_config}")
 needs_labels=false
 [ -z "${nclusters}" ] || needs_labels=true
@@ -709,7 +722,7 @@ score_set() {
             --output_dir "${logdir}/${_nj}.JOB" \
             --max_skipped "${all}" \
             ${score_opts} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
-    for file in confidence.scp utt2confidence skipped; do
+    for file in confidence.scp utt2confidence utt2audio skipped; do
         for n in $(seq "${_nj}"); do
             cat "${logdir}/${_nj}.${n}/${file}"
         done | sed '/^$/d' > "${dir}/${file}.partial"
@@ -790,7 +803,7 @@ select_utterances() {
     cp "${confidence_dir}/$2"/{frame_shift,frame_offset,sampling_rate,scorer} \
         "${confidence_dir}/$3"
     local file
-    for file in confidence.scp utt2confidence; do
+    for file in confidence.scp utt2confidence utt2audio; do
         utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/${file}" \
             > "${confidence_dir}/$3/${file}"
     done

@@ -7,6 +7,7 @@ is named and counted; nothing is dropped here.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import soundfile
 
-from espnet_atm.audio import AudioError, _refuse_cut_off
+from espnet_atm.audio import AudioError, check_whole
 from espnet_atm.errors import UserError, one_line_errors
 
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "spk2utt")
@@ -53,27 +54,22 @@ def read_table(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def fault(source: str) -> str | None:
-    """What is wrong with a recording, by its header and its last sample.
+    """What is wrong with a recording, by its container and its last sample.
 
     Pipes and archives are not opened: stage 3 reads them whole.
     """
     if source.endswith("|") or source.rpartition(":")[2].isdigit():
         return None
-    path = Path(source)
-    if not path.exists():
-        return "is not there"
-    if not path.is_file():
-        return "is no file"
-    if not path.stat().st_size:
+    if os.path.isfile(source) and not os.path.getsize(source):
         return "is empty"
     try:
+        check_whole(source)
         with soundfile.SoundFile(source) as audio:
-            if not audio.frames:
-                return "has no samples"
-            if audio.frames > UNKNOWN:
-                return UNREADABLE
-            _refuse_cut_off(audio)
             last = audio.frames
+            if not last:
+                return "has no samples"
+            if last > UNKNOWN:
+                return UNREADABLE
             try:
                 if audio.seekable():
                     audio.seek(last - 1)
