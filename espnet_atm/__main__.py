@@ -103,19 +103,26 @@ def cause(error: BaseException) -> Optional[str]:
     return None
 
 
+def was_interrupted(error: Optional[BaseException]) -> bool:
+    """Whether it all began with Ctrl-C: torch makes another error of one while it saves."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 @contextlib.contextmanager
 def in_words() -> Iterator[None]:
     """Say of what the system or another process did that it can be mended, and how."""
     try:
         yield
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except UserError:
         raise
     except yaml.YAMLError as e:
         raise UserError(f"is no YAML: {e}") from None
-    except Exception as e:
+    except (Exception, KeyboardInterrupt) as e:
+        if was_interrupted(e):
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
         words = cause(e)
         if words is None:
             raise

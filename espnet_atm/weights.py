@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterable, List, Union
 
 import torch
 
-from espnet_atm.errors import UserError
+from espnet_atm.errors import UserError, check_file
 
 TRAINER_STATE = {"model", "optimizers"}  # of ESPnet's checkpoint.pth
 # Under which other toolkits keep the weights that ESPnet reads.
@@ -25,7 +25,8 @@ def read_checkpoint(file: Union[str, Path]) -> Any:
             would tell.
         OSError: when it cannot be opened.
     """
-    with open(file, "rb") as f:  # a folder is told as one
+    check_file(file)
+    with open(file, "rb") as f:
         if not f.read(1):
             raise UserError(f"{file}: is empty")
     try:

@@ -79,6 +79,8 @@ def run_here(command: str, arguments: List[str], log: str) -> None:
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
+    # Not what pytest has put in their places.
+    sys.stdout = sys.stderr = open(2, "w", closefd=False)
     sys.argv = [command, *arguments]
     from espnet_atm.errors import one_line_errors
 

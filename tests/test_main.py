@@ -141,7 +141,7 @@ def test_an_interrupt_ends_without_a_traceback(ssl_command, tmp_path):
         assert training.poll() is None, log.read_text()
         time.sleep(0.1)
     training.send_signal(signal.SIGINT)
-    assert training.wait(60) == 130
+    assert training.wait(60) == 130, log.read_text()[-3000:]
     assert log.read_text().splitlines()[-1] == "interrupted"
     assert "Traceback" not in log.read_text()
 

@@ -83,7 +83,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_harmless(model, tmp_path):
 
 
 def test_a_folder_is_told_as_one(tmp_path):
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(UserError, match="is a folder, and no file"):
         read_weights(tmp_path)
 
 

@@ -336,8 +336,8 @@ def test_a_full_disk_is_told_with_its_file(run, tmp_path, capfd):
     "config, model, message",
     [
         ("none.yaml", "latest.pth", "none.yaml: No such file or directory"),
-        (".", "latest.pth", "Is a directory"),
-        ("config.yaml", ".", "Is a directory"),
+        (".", "latest.pth", "is a folder, and no file"),
+        ("config.yaml", ".", "is a folder, and no file"),
         ("config.yaml", "none.pth", "none.pth: No such file or directory"),
     ],
 )
