@@ -11,6 +11,7 @@ from espnet_atm.confidence import align_track, check_track, refine_confidence
 from espnet_atm.config import TRACK
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
+from espnet_atm.values import MOST_FRAMES, whole
 
 
 class SyncedCollateFn:
@@ -49,7 +50,12 @@ class SyncedCollateFn:
                 f"ssl_conf.crop_seconds: {crop_samples} samples are too short for one "
                 "encoder frame"
             )
-        if stock.label_downsampling < 1 or grid.shift % stock.label_downsampling:
+        whole(
+            "collate_fn_conf.label_downsampling",
+            stock.label_downsampling,
+            most=MOST_FRAMES,
+        )
+        if grid.shift % stock.label_downsampling:
             raise UserError(
                 f"collate_fn_conf.label_downsampling: {stock.label_downsampling} does "
                 f"not divide the encoder's frame shift of {grid.shift} samples"
@@ -90,10 +96,11 @@ class SyncedCollateFn:
         for utt, sample in data:
             speech = sample["speech"]
             frames = self.grid.length(len(speech))
-            if frames == 0:
-                raise UserError(
-                    f"{utt}: {len(speech)} samples are too short for one encoder frame"
-                )
+            if frames < 2:
+                found = "too short for one encoder frame"
+                if frames:
+                    found = "one encoder frame, which leaves nothing to predict it from"
+                raise UserError(f"{utt}: {len(speech)} samples are {found}")
             streams = {}
             if "text" in sample:
                 streams["text"] = self._align_labels(utt, sample["text"], len(speech))
@@ -123,7 +130,10 @@ class SyncedCollateFn:
             raise UserError(
                 f"{utt}: has confidence, but no frame shift is known for it"
             )
-        track = check_track(track, utt)
+        try:
+            track = check_track(track, utt)
+        except ValueError as e:  # with the utterance's name
+            raise UserError(str(e)) from None
         try:
             return align_track(
                 track,

@@ -53,8 +53,7 @@ class SSLConf:
     Args:
         masker: ``atm`` or ``random``.
         mask_ratio: fraction of valid frames to mask: 0.40 for ``atm``, 0.49 for
-            ``random`` (the paper's baseline); neither 0, which leaves nothing to
-            predict, nor 1, which leaves nothing to predict it from.
+            ``random`` (the paper's baseline).
         span: encoded frames.
         strategy: see :func:`espnet_atm.masking.sample_span_mask`.
         loss_scale: ``none``, ``utterance`` (ATM+S) or ``frame``.
@@ -130,12 +129,6 @@ class SSLConf:
             check_mask_options(ratio, span, strategy)
         except ValueError as e:
             raise UserError(f"ssl_conf.masker_conf.{e}") from None
-        if not 0 < ratio < 1:
-            lost = "no frame is predicted" if ratio == 0 else "none is left to hear"
-            raise UserError(
-                f"ssl_conf.masker_conf.mask_ratio: {ratio} teaches nothing: {lost}; "
-                "write a fraction between, e.g. mask_ratio: 0.40"
-            )
         return cls(
             masker=masker,
             mask_ratio=float(ratio),
@@ -156,6 +149,19 @@ class SSLConf:
             crop_seconds=crop_seconds,
             **_refinement("ssl_conf.track_conf", track_conf),
         )
+
+    def check_trainable(self) -> None:
+        """Refuse masks that teach nothing; a model may be built to encode with them.
+
+        Raises:
+            UserError: naming ``mask_ratio``.
+        """
+        if not 0 < self.mask_ratio < 1:
+            lost = "no frame is predicted" if not self.mask_ratio else "none is heard"
+            raise UserError(
+                f"ssl_conf.masker_conf.mask_ratio: {self.mask_ratio} teaches nothing: "
+                f"{lost}; write a fraction between 0 and 1, e.g. mask_ratio: 0.40"
+            )
 
     def masking(self) -> Dict[str, Any]:
         """The arguments of :func:`espnet_atm.masking.sample_span_mask`."""

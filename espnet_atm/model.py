@@ -1,7 +1,8 @@
 """ESPnet's SSL model with masks and loss weights from confidence."""
 
 import logging
-from typing import Dict, Optional, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
@@ -19,7 +20,11 @@ from espnet_atm.frames import (
     subsampling_layers,
 )
 from espnet_atm.masking import GuidedMasking
+from espnet_atm.track import MAX_RATE_RATIO
 from espnet_atm.weighting import frame_weights
+
+if TYPE_CHECKING:
+    from espnet_atm.scorer import Scorer
 
 # Validation draws the same noise for each batch, so that its losses compare, as long as
 # batches are made alike: a row's masks are drawn together with its batch mates'.
@@ -145,19 +150,12 @@ class ATMSSLModel(ESPnetSSLModel):
             UserError: when the scorer wants audio at another rate, or its frames do
                 not fit.
         """
-        from espnet_atm.scorer import Scorer  # slow, and seldom needed
-
         options = dict(self.conf.scorer)
-        files = [options.pop(name) for name in SCORER_FILES]
+        for name in SCORER_FILES:
+            options.pop(name)
         if self.scorer is None:
-            scorer = Scorer.from_files(*files, device=str(speech.device))
-            if scorer.sampling_rate != self.sampling_rate:
-                raise UserError(
-                    f"ssl_conf.scorer: {files[0]} wants audio at "
-                    f"{scorer.sampling_rate} Hz, and frontend_conf.fs is "
-                    f"{self.sampling_rate}: score before training, by "
-                    "espnet_atm.bin.score, which resamples"
-                )
+            grid, device = self.encoder_grid(), str(speech.device)
+            scorer = load_scorer(self.conf, grid, self.sampling_rate, device)
             self.scorer = scorer
             self.score_alone = scorer.depends_on_padding(**options)
             if self.score_alone:
@@ -299,6 +297,46 @@ class ATMSSLModel(ESPnetSSLModel):
             layers = layers[:-1] + [output]
         data.update(encoder_output=layers, encoder_output_lengths=output_lengths)
         return data
+
+
+def load_scorer(
+    conf: SSLConf, grid: FrameGrid, sampling_rate: int, device: str = "cpu"
+) -> "Scorer":
+    """Load the model that ``ssl_conf.scorer`` names.
+
+    Args:
+        conf: the checked ``ssl_conf``.
+        grid: the frames that are masked.
+        sampling_rate: of the audio, in Hz.
+        device: where it is to score.
+
+    Raises:
+        UserError: when it cannot be loaded whole, wants audio at another rate, or has
+            frames too long to tell those that are masked apart.
+    """
+    from espnet_atm.scorer import Scorer  # slow, and seldom needed
+
+    config, weights = files = [conf.scorer[name] for name in SCORER_FILES]
+    for name, file in zip(SCORER_FILES, files):
+        if not Path(file).is_file():
+            what = "is a folder" if Path(file).is_dir() else "no such file"
+            raise UserError(f"ssl_conf.scorer.{name}: {what}: {file}")
+    try:
+        scorer = Scorer.from_files(config, weights, device=device)
+    except ValueError as e:
+        raise UserError(f"ssl_conf.scorer: {e}") from e
+    if scorer.sampling_rate != sampling_rate:
+        raise UserError(
+            f"ssl_conf.scorer: {config} wants audio at {scorer.sampling_rate} Hz, and "
+            f"frontend_conf.fs is {sampling_rate}: score before training, by "
+            "espnet_atm.bin.score, which resamples"
+        )
+    if scorer.grid.shift > MAX_RATE_RATIO * grid.shift:
+        raise UserError(
+            f"ssl_conf.scorer: {config} has a frame in {scorer.grid.shift} samples, "
+            f"which is too coarse for encoder frames of {grid.shift}"
+        )
+    return scorer
 
 
 def _mask_stats(

@@ -1,11 +1,15 @@
 """ESPnet's SSL task with ``ssl_conf``."""
 
 import argparse
+import contextlib
+import inspect
 import itertools
-import json
 import logging
+import math
+import re
+import traceback
 from pathlib import Path
-from typing import Callable, Collection, Dict, List, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Tuple, Union
 
 import espnet2.tasks.ssl
 import humanfriendly
@@ -23,21 +27,20 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from typeguard import typechecked
 
 from espnet_atm.collate import SyncedCollateFn
-from espnet_atm.config import (
-    SCORER_FILES,
-    TRACK,
-    SSLConf,
-    find_track,
-)
-from espnet_atm.errors import UserError
+from espnet_atm.config import TRACK, SSLConf, find_track
+from espnet_atm.data import Reading, check_lists, check_not_all_zero, parts_of
+from espnet_atm.errors import UserError, read_config, read_text
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.losses.best_rq import BestRQLoss
 from espnet_atm.losses.hubert import HuBERTLoss
 from espnet_atm.losses.w2v_bert import W2vBertLoss
 from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
-from espnet_atm.model import ATMSSLModel
+from espnet_atm.model import ATMSSLModel, load_scorer
 from espnet_atm.preencoder import Conv2dPreEncoder, check_encoder
-from espnet_atm.track import read_track_grid
+from espnet_atm.track import read_scorer, read_track_grid
+from espnet_atm.trainer import WholeFiles
+from espnet_atm.values import MOST_CODES, flag, known, mapping, one_of, whole
+from espnet_atm.weights import load_weights, read_weights
 
 # Utterances of each set that are looked at before training begins.
 TRIED = 8
@@ -48,6 +51,96 @@ loss_choices.classes["hubert"] = HuBERTLoss
 OWN_LOSSES = {"wav2vec2": Wav2Vec2Loss, "w2v_bert": W2vBertLoss, "best_rq": BestRQLoss}
 loss_choices.classes.update(OWN_LOSSES)
 preencoder_choices.classes["conv2d"] = Conv2dPreEncoder
+
+
+# What ESPnet's collate function reads of its options, and those with a kind to check.
+COLLATE_FLAGS = ("pad", "rand_crop", "crop_audio", "mix_speech", "reverb_speech")
+COLLATE_OPTIONS = COLLATE_FLAGS + (
+    *("int_pad_value", "label_downsampling", "window_size", "window_shift"),
+    *("noise_scp", "noise_apply_prob", "noise_db_range", "rir_scp", "rir_apply_prob"),
+    *("dynamic_mixing_gain_db", "dynamic_mixing_prob"),
+)
+
+
+def ssl_conf(args: argparse.Namespace) -> Optional[SSLConf]:
+    """The checked ``ssl_conf``; None where ESPnet is to behave as stock.
+
+    Raises:
+        UserError: on what is neither nothing nor settings.
+    """
+    given = getattr(args, "ssl_conf", None)  # not in configs of stock ESPnet
+    # An empty list, or false, is a slip and not a wish for stock behaviour.
+    return None if given is None or given == {} else SSLConf.parse(given)
+
+
+@contextlib.contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Tell what ESPnet refuses in a config, by its option, as a user's mistake.
+
+    Args:
+        where: what to name when the place of the error does not tell the option.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as e:
+        lines = [x.line or "" for x in traceback.extract_tb(e.__traceback__)]
+        found = [re.match(r"(\w+) = \1_class\(", line) for line in lines]
+        part = next((x[1] for x in found if x), None)
+        part = where if part is None else part if part == "loss" else f"{part}_conf"
+        raise UserError(f"{part}: {type(e).__name__}: {e}") from e
+
+
+def check_losses(losses: Any) -> None:
+    """Refuse a ``loss`` that is not a list of known losses with known options.
+
+    Raises:
+        UserError: naming the loss and the option.
+    """
+    if not isinstance(losses, list):
+        raise UserError(
+            f"loss: {losses!r} is not a list; write loss: [{{name: hubert, conf: ...}}]"
+        )
+    for loss in losses:
+        loss = mapping("loss", loss)
+        known("loss", loss, ("name", "conf"))
+        name = loss.get("name")
+        one_of("loss: name", name, tuple(loss_choices.classes))
+        conf = loss.get("conf", {})
+        if conf is None:
+            raise UserError(f"loss {name}: conf: is empty; write its options, or no conf")
+        conf = mapping(f"loss {name}: conf", conf)
+        options = _options(loss_choices.classes[name])
+        known(f"loss {name}", conf, tuple(options))
+        for option, needed in options.items():
+            if needed and option not in conf:
+                raise UserError(f"loss {name}: {option} is missing: it has no default")
+
+
+def _options(loss: type) -> Dict[str, bool]:
+    """The options of a loss, and whether each must be given."""
+    found = {}
+    for cls in loss.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        for x in parameters:
+            if x.kind is x.POSITIONAL_OR_KEYWORD:
+                found.setdefault(x.name, x.default is x.empty)
+        if all(x.kind is not x.VAR_KEYWORD for x in parameters):
+            break
+    return {k: v for k, v in found.items() if k not in ("self", "encoder_output_size")}
+
+
+def num_classes(args: argparse.Namespace) -> Optional[int]:
+    """What all labels must be below; None where no loss reads labels."""
+    classes = [
+        x["conf"]["num_classes"] for x in args.loss if x["name"] not in OWN_LOSSES
+    ]
+    for x in classes:
+        whole("loss hubert: num_classes", x, most=MOST_CODES)
+    return min(classes, default=None)
 
 
 def encoder_grid(args: argparse.Namespace) -> FrameGrid:
@@ -61,13 +154,14 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
             f"ssl_conf needs audio, to know when a frame happens: input_size: "
             f"{args.input_size} reads features; write input_size: null and a frontend"
         )
-    with torch.device("meta"):  # shapes only
+    with torch.device("meta"), config_errors("frontend_conf"):  # shapes only
         frontend = frontend_choices.get_class(args.frontend)(**args.frontend_conf)
         layers = frontend_layers(frontend)
         if args.preencoder == "conv2d":
             check_encoder(args.encoder, args.encoder_conf)
             conf = {"input_size": frontend.output_size(), **args.preencoder_conf}
-            layers += subsampling_layers(Conv2dPreEncoder(**conf))
+            with config_errors("preencoder_conf"):
+                layers += subsampling_layers(Conv2dPreEncoder(**conf))
         elif args.preencoder not in (None, "linear"):
             raise UserError(
                 f"preencoder: {args.preencoder} has frame times that are not known; "
@@ -77,11 +171,22 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
 
 
 def sampling_rate(args: argparse.Namespace) -> int:
-    """Of the audio, in Hz."""
-    return humanfriendly.parse_size(str(args.frontend_conf.get("fs", 16000)))
+    """Of the audio, in Hz.
+
+    Raises:
+        UserError: when ``frontend_conf.fs`` is no rate.
+    """
+    given = mapping("frontend_conf", args.frontend_conf).get("fs", 16000)
+    try:
+        rate = humanfriendly.parse_size(str(given))
+    except humanfriendly.InvalidSize:
+        rate = 0
+    if isinstance(given, bool) or rate <= 0:
+        raise UserError(f"frontend_conf.fs: {given!r} is not a sampling rate in Hz")
+    return rate
 
 
-class ATMSSLTask(SSLTask):
+class ATMSSLTask(WholeFiles, SSLTask):
     """ESPnet's SSL task; with ``ssl_conf``, masks and loss weights follow confidence."""
 
     @classmethod
@@ -107,16 +212,23 @@ class ATMSSLTask(SSLTask):
         return super().optional_data_names(train, inference) + (TRACK,)
 
     @classmethod
-    @typechecked
-    def main_worker(cls, args: argparse.Namespace):
-        """Refuse what cannot train before anything is built or written."""
+    def check_args(cls, args: argparse.Namespace) -> None:
+        """Refuse what cannot train, before anything is built or written."""
+        check_losses(args.loss)
+        if not args.loss:
+            raise UserError("loss: names none: there is nothing to train")
+        conf = ssl_conf(args)
         cls.check_labels(args)
-        if args.ssl_conf:
-            cls.check_ssl_conf(args)
-        super().main_worker(args)
-        # ESPnet leaves it open, and one in ten runs on CPUs then aborts at its exit.
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        if conf is not None:
+            cls.check_ssl_conf(args, conf)
+        else:
+            for mode in ("train", "valid"):
+                option = f"{mode}_data_path_and_name_and_type"
+                if TRACK in [name for _, name, _ in getattr(args, option)]:
+                    raise UserError(
+                        f"--{option} gives confidences, and without ssl_conf masks do not "
+                        "follow them: write ssl_conf: {masker: atm}, or leave them out"
+                    )
 
     @classmethod
     def check_labels(cls, args: argparse.Namespace) -> None:
@@ -148,46 +260,175 @@ class ATMSSLTask(SSLTask):
             args.token_list = []
 
     @classmethod
+    def check_tokens(cls, file: Union[str, List[str]], classes: int) -> None:
+        """Refuse a token list of labels that the loss has no class for.
+
+        ``<unk>`` and its like are no labels.
+
+        Raises:
+            UserError: naming the label and ``num_classes``.
+        """
+        tokens = read_text(file).splitlines() if isinstance(file, str) else file
+        labels = [
+            (number, token)
+            for number, token in enumerate(tokens)
+            if not re.fullmatch(r"<.*>", token.strip())
+        ]
+        if not labels:
+            raise UserError(f"{file}: holds no labels")
+        last, label = labels[-1]
+        if last >= classes:
+            raise UserError(
+                f"{file}: label {label!r} is number {last}, counted from 0, and the loss "
+                f"hubert has num_classes: {classes}; write num_classes: {last + 1} or more"
+            )
+        if last + 1 < classes:
+            logging.warning(
+                f"{file}: labels end at number {last}, and the loss hubert has "
+                f"num_classes: {classes}: {classes - last - 1} of them are never seen"
+            )
+
+    @classmethod
     @typechecked
     def build_preprocess_fn(
         cls, args: argparse.Namespace, train: bool
     ) -> Optional[Callable[[str, Dict[str, np.ndarray]], Dict[str, np.ndarray]]]:
-        """ESPnet's, which reads no labels when there is no token list."""
+        """ESPnet's, which reads no labels when there is no token list, after checks."""
+        given = args
         if not args.token_list:
             args = argparse.Namespace(**{**vars(args), "token_type": None})
-        return super().build_preprocess_fn(args, train)
+        with config_errors("--token_list, --token_type or another option of preprocessing"):
+            stock = super().build_preprocess_fn(args, train)
+        if ssl_conf(given) is None:
+            return stock
+        return Reading(stock, sampling_rate(given), num_classes(given))
 
     @classmethod
-    def check_ssl_conf(cls, args: argparse.Namespace) -> None:
-        """Try the settings on the first utterances of each set.
+    def build_iter_factory(
+        cls,
+        args: argparse.Namespace,
+        distributed_option: Any,
+        mode: str,
+        kwargs: Optional[Dict[str, Any]] = None,
+    ):
+        """ESPnet's, over streams that are checked as they are read.
+
+        ``args``, and so the config that is written, keep the types that the user gave.
+        """
+        if ssl_conf(args) is not None:
+            kwargs = dict(kwargs or {})
+            option = "train" if mode == "train" else "valid"
+            streams = kwargs.get(
+                "data_path_and_name_and_type",
+                getattr(args, f"{option}_data_path_and_name_and_type"),
+            )
+            reading = cls.build_preprocess_fn(args, mode == "train")
+            streams, reading = reading.of(streams)
+            kwargs.update(data_path_and_name_and_type=streams, preprocess_fn=reading)
+        return super().build_iter_factory(args, distributed_option, mode, kwargs)
+
+    @classmethod
+    def build_streaming_iterator(
+        cls, data_path_and_name_and_type, preprocess_fn, *args, **kwargs
+    ):
+        """ESPnet's, for statistics, over streams that are checked as they are read."""
+        streams = data_path_and_name_and_type
+        if isinstance(preprocess_fn, Reading):
+            streams, preprocess_fn = preprocess_fn.of(streams)
+        return super().build_streaming_iterator(streams, preprocess_fn, *args, **kwargs)
+
+    @classmethod
+    def build_optimizers(
+        cls, args: argparse.Namespace, model: torch.nn.Module
+    ) -> List[torch.optim.Optimizer]:
+        """ESPnet's, whose errors name no option."""
+        with config_errors("optim_conf"):
+            return super().build_optimizers(args, model)
+
+    @classmethod
+    def check_ssl_conf(cls, args: argparse.Namespace, conf: SSLConf) -> None:
+        """Try the settings: on the lists of both sets, and on their first utterances.
 
         Raises:
-            UserError: on impossible settings, on a missing track, and on labels or
-                confidence that do not fit the audio.
+            UserError: on impossible settings, on utterances without a track, and on
+                audio, labels or confidence that do not fit.
         """
-        conf = SSLConf.parse(args.ssl_conf)
-        encoder_grid(args)
-        for name in SCORER_FILES if conf.scorer else ():
-            if not Path(conf.scorer[name]).is_file():
-                raise UserError(
-                    f"ssl_conf.scorer.{name}: no such file: {conf.scorer[name]}"
-                )
+        conf.check_trainable()
+        for choice in cls.class_choices_list:
+            if getattr(args, choice.name) is not None:
+                name = f"{choice.name}_conf"
+                given = getattr(args, name)
+                if given is None:
+                    raise UserError(f"{name}: is empty; write its options, or leave it out")
+                mapping(name, given)
+        classes = num_classes(args)
+        if classes is not None:
+            cls.check_tokens(args.token_list, classes)
+        rate = sampling_rate(args)
+        grid = encoder_grid(args)
+        cls.check_crop(conf, grid, rate)
+        if conf.scorer:
+            load_scorer(conf, grid, rate)
         for mode in ("train", "valid"):
             option = f"{mode}_data_path_and_name_and_type"
+            streams = getattr(args, option)
+            shape_files = getattr(args, f"{mode}_shape_file")
+            track = None
             if conf.needs_track:
-                find_track(getattr(args, option), option)
-            elif conf.scorer and any(x[1] == TRACK for x in getattr(args, option)):
+                track = find_track(streams, option)
+            elif conf.scorer and any(x[1] == TRACK for x in streams):
                 raise UserError(
                     f"ssl_conf.scorer and --{option} both give confidences: leave one out"
                 )
             if mode == "train" and args.multiple_iterator:
-                continue  # the paths are folders of parts
-            dataset = ESPnetDataset(
-                getattr(args, option), preprocess=cls.build_preprocess_fn(args, False)
-            )
+                parts = [parts_of(path) for path, _, _ in streams]
+                shapes = [parts_of(path) for path in shape_files]
+                if len({len(x) for x in [*parts, *shapes]}) > 1:
+                    raise UserError(
+                        f"--{option} and --{mode}_shape_file: their folders have "
+                        f"{[len(x) for x in [*parts, *shapes]]} parts: split all alike"
+                    )
+                for number in range(len(parts[0])):
+                    check_lists(
+                        [(p[number], *x[1:]) for p, x in zip(parts, streams)],
+                        [p[number] for p in shapes],
+                    )
+                if track is not None:
+                    check_not_all_zero(track, [])
+                continue
+            check_lists(streams, shape_files)
+            if track is not None:
+                check_not_all_zero(track, shape_files)
+            streams, reading = cls.build_preprocess_fn(args, False).of(streams)
+            dataset = ESPnetDataset(streams, preprocess=reading)
             collate = cls.build_collate_fn(args, train=False)
-            for utt in itertools.islice(dataset.loader_dict["speech"], TRIED):
+            utterances = dataset.loader_dict["speech"]
+            if shape_files:
+                with open(shape_files[0], encoding="utf-8") as f:
+                    utterances = [x.split()[0] for x in itertools.islice(f, TRIED)]
+            for utt in itertools.islice(utterances, TRIED):
                 collate([dataset[utt]])
+
+    @classmethod
+    def check_crop(cls, conf: SSLConf, grid: FrameGrid, rate: int) -> None:
+        """Refuse crops that a single span may cover: they teach nothing.
+
+        Raises:
+            UserError: naming the length, and one that will do.
+        """
+        if conf.crop_seconds is None:
+            return
+        frames = grid.length(round(conf.crop_seconds * rate))
+        if frames > conf.span:
+            return
+        needed = (conf.span + 1) * grid.shift
+        while grid.length(needed) <= conf.span:
+            needed += grid.shift
+        raise UserError(
+            f"ssl_conf.crop_seconds: {conf.crop_seconds} is {frames} frames, which one "
+            f"span of {conf.span} may mask, so that nothing is left to predict from; "
+            f"write {math.ceil(100 * needed / rate) / 100} or more, or a shorter span"
+        )
 
     @classmethod
     @typechecked
@@ -198,11 +439,17 @@ class ATMSSLTask(SSLTask):
         Tuple[List[str], Dict[str, torch.Tensor]],
     ]:
         """Collate as ESPnet does, or in step with the encoder's frames."""
-        stock = super().build_collate_fn(args, train)
-        if not args.ssl_conf:
+        conf = ssl_conf(args)
+        if conf is not None:
+            options = mapping("collate_fn_conf", args.collate_fn_conf)
+            known("collate_fn_conf", options, COLLATE_OPTIONS)
+            for option in COLLATE_FLAGS:
+                flag(f"collate_fn_conf.{option}", options.get(option, False))
+        with config_errors("collate_fn_conf"):
+            stock = super().build_collate_fn(args, train)
+        if conf is None:
             return stock
         grid = encoder_grid(args)
-        conf = SSLConf.parse(args.ssl_conf)
         crop = conf.crop_seconds
         return SyncedCollateFn(
             stock,
@@ -233,7 +480,8 @@ class ATMSSLTask(SSLTask):
             for mode, path in paths.items()
         }
         files = [Path(path).parent / "scorer" for path in paths.values()]
-        makers = [json.loads(file.read_text()) for file in files if file.is_file()]
+        makers = [read_scorer(file.parent) for file in files]
+        makers = [x for x in makers if x is not None]
         if len(makers) < 2:  # made by hand, or one set only
             makers = [{}, {}]
         first, second = makers
@@ -251,20 +499,44 @@ class ATMSSLTask(SSLTask):
     @typechecked
     def build_model(cls, args: argparse.Namespace) -> ESPnetSSLModel:
         """Build ESPnet's model and, with ``ssl_conf``, hand it to ours."""
-        ssl_conf = getattr(args, "ssl_conf", None)  # not in configs of stock ESPnet
+        check_losses(args.loss)
+        conf = ssl_conf(args)
         own = [x["name"] for x in args.loss if x["name"] in OWN_LOSSES]
-        if own and not ssl_conf:
+        if own and conf is None:
             raise UserError(
                 f"the loss {own[0]} needs ssl_conf, because ESPnet's own masking "
                 "overwrites what the loss is to find again; write ssl_conf: masker: "
                 "random, or atm"
             )
-        model = super().build_model(args)
-        if not ssl_conf:
+        with config_errors("the model's options"):
+            model = super().build_model(args)
+        if conf is None:
             return model
-        conf = SSLConf.parse(ssl_conf)
         logging.info(f"Ask2Mask: {conf}")
         return ATMSSLModel(model, conf, args.accum_grad, sampling_rate(args))
+
+    @classmethod
+    def build_model_from_file(
+        cls,
+        config_file: Union[Path, str, None] = None,
+        model_file: Union[Path, str, None] = None,
+        device: str = "cpu",
+    ) -> Tuple[ESPnetSSLModel, argparse.Namespace]:
+        """ESPnet's, which leaves random what the file lacks, without that.
+
+        Raises:
+            UserError: naming the files, when these weights are not that model's.
+        """
+        if config_file is None:
+            config_file = Path(model_file).parent / "config.yaml"
+        read_config(config_file)
+        model, args = super().build_model_from_file(config_file, None, device)
+        if model_file is not None:
+            # How many updates were made says nothing of the model.
+            used = [k for k in model.state_dict() if k != "global_step"]
+            state = read_weights(model_file)
+            load_weights(model, state, model_file, config_file, used)
+        return model, args
 
 
 def install() -> None:

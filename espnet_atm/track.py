@@ -45,24 +45,30 @@ class TrackReader(Mapping):
     Args:
         confidence_scp: Kaldi's: utterance and ``FILE:OFFSET``, a file or a command.
             Relative paths are relative to the current directory.
+        folder: has the files that go with the tracks; that of the scp if not given.
 
     Raises:
         UserError: on bad lines, naming file and line, and on files that are none.
         OSError: when there is no such file.
     """
 
-    def __init__(self, confidence_scp: Union[str, Path]):
+    def __init__(
+        self,
+        confidence_scp: Union[str, Path],
+        folder: Union[str, Path, None] = None,
+    ):
         self.path = Path(confidence_scp)
+        self.folder = self.path.parent if folder is None else Path(folder)
         self.tracks = Table(self.path, 2)
         # Others' utt2confidence may be about something else.
         made_by_score = any(
-            (self.path.parent / name).exists() for name in ("scorer", "utt2audio")
+            (self.folder / name).exists() for name in ("scorer", "utt2audio")
         )
         self.means = self._beside("utt2confidence", 2) if made_by_score else None
         self.audio = self._beside("utt2audio", AUDIO_COLUMNS)
 
     def _beside(self, name: str, columns: int) -> Optional[Table]:
-        file = self.path.parent / name
+        file = self.folder / name
         return Table(file, columns) if file.exists() else None
 
     def __len__(self) -> int:
@@ -98,6 +104,20 @@ class TrackReader(Mapping):
         if self.means is not None:
             check_mean(track, self._row(self.means, utt)[1], utt, self.means.path)
         return track
+
+    def check_complete(self) -> None:
+        """Refuse a list that lacks tracks which the files beside it have.
+
+        Raises:
+            UserError: naming the two files, with their numbers of lines.
+        """
+        for table in (self.means, self.audio):
+            if table is not None and len(table) != len(self.tracks):
+                raise UserError(
+                    f"{self.path}: has {len(self.tracks)} tracks, and {table.path} "
+                    f"{len(table)} lines: lines are lost, or the run that scores is not "
+                    "at its end; run espnet_atm.bin.score again"
+                )
 
     def _row(self, table: Table, utt: str) -> list:
         index = table.find(utt)

@@ -9,6 +9,8 @@ import torch
 import torchaudio
 from espnet2.tasks.asr import ASRTask
 
+from espnet_atm.trainer import WholeFiles
+
 
 class RNNTLoss(torch.nn.Module):
     """The interface of warprnnt_pytorch, which has to be compiled, on torchaudio.
@@ -64,7 +66,7 @@ if _NAME not in sys.modules and importlib.util.find_spec(_NAME) is None:
     sys.modules[_NAME] = _module
 
 
-class ATMASRTask(ASRTask):
+class ATMASRTask(WholeFiles, ASRTask):
     """ESPnet's ASR task; whoever unpickles it, in a new process, has the loss."""
 
 

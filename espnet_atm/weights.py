@@ -1,5 +1,6 @@
 """Weights of models: read whole, or refused by name."""
 
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Union
@@ -111,6 +112,90 @@ def load_weights(
             raise UserError(
                 f"{file}: is not the model of {config}: weights {what}: {_some(names)}"
             )
+
+
+def check_init_param(
+    model: torch.nn.Module, init_param: Iterable[str], ignore_init_mismatch: bool
+) -> None:
+    """Refuse ``--init_param`` that leaves random what it is to initialise.
+
+    ESPnet copies what it finds: a beginning that no name has, and weights that are
+    missing or of another shape, pass in silence. A part of a model may stay random, and
+    is named in the log; the part that was asked for may not.
+
+    Args:
+        model: what is to be initialised; it is only looked at.
+        init_param: each ``FILE[:FROM[:TO[:EXCLUDED,...]]]``.
+        ignore_init_mismatch: whether weights of another name or shape are left out.
+
+    Raises:
+        UserError: naming file, part and weights.
+        OSError: when a file cannot be opened.
+    """
+    for item in init_param:
+        _check_init(model, item, ignore_init_mismatch)
+
+
+def _check_init(model: torch.nn.Module, item: str, ignore: bool) -> None:
+    given = item.split(":")
+    if len(given) > 4:
+        raise UserError(
+            f"--init_param {item}: is not FILE[:FROM[:TO[:EXCLUDED]]]; a file's name "
+            "cannot have a colon there"
+        )
+    file, source, target, excluded = (*given, "", "", "")[:4]
+    state = read_weights(file)
+    # ESPnet takes every name that begins so, and cuts it after the dot.
+    state = {
+        k[len(source) + 1 :] if source else k: v
+        for k, v in state.items()
+        if k.startswith(source)
+        and not (excluded and k.startswith(tuple(excluded.split(","))))
+    }
+    if not state:
+        raise UserError(
+            f"--init_param {item}: nothing in {file} begins with {source!r}"
+            + (f" and is not excluded by {excluded!r}" if excluded else "")
+        )
+    try:
+        part = model.get_submodule(target)
+    except AttributeError:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise UserError(
+            f"--init_param {item}: the model has no part {target!r}; it has {parts}"
+        ) from None
+    shapes = {k: v.shape for k, v in part.state_dict().items()}
+    strange = [k for k in state if k not in shapes]
+    other = [k for k in state if k in shapes and state[k].shape != shapes[k]]
+    for what, names in (("are not in the model", strange), ("have another shape", other)):
+        if names and not ignore:
+            raise UserError(
+                f"--init_param {item}: weights {what}: {_some(names)}; name the part "
+                "to take, e.g. FILE:encoder:encoder, or write ignore_init_mismatch: true"
+            )
+    loaded = state.keys() - set(strange) - set(other)
+    # Heads may differ from model to model; an encoder that takes nothing is a mistake.
+    asked = [""]
+    if not target and any(k.startswith("encoder.") for k in state):
+        asked.append("encoder.")
+    for name in asked:
+        wanted = [k for k, _ in part.named_parameters() if k.startswith(name)]
+        if wanted and not loaded.intersection(wanted):
+            raise UserError(
+                f"--init_param {item}: nothing in {file} fits "
+                f"{target or name.strip('.') or 'the model'}, which would stay random: "
+                f"{_some(other or strange)}"
+            )
+    random = [
+        f"{target}.{k}" if target else k
+        for k, _ in part.named_parameters()
+        if k not in loaded
+    ]
+    if random:
+        logging.warning(
+            f"--init_param {item}: not in {file}, and as random as before: "
+            f"{len(random)} weights: {_some(random)}"
+        )
 
 
 def _some(names: List[str]) -> str:

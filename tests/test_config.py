@@ -3,6 +3,7 @@ from argparse import Namespace
 import pytest
 
 from espnet_atm.config import SSLConf, find_track, read_track_grid
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 
 ENCODER = FrameGrid(640, 479.5)
@@ -81,6 +82,115 @@ def test_defaults_are_the_papers():
 def test_impossible_settings_are_refused_with_what_to_write(conf, message):
     with pytest.raises(ValueError, match=message):
         SSLConf.parse(conf)
+
+
+NO_NUMBERS = [True, "30", "0.4", [], [3], {}, float("nan"), float("inf"), "many"]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("masker_conf", "mask_ratio"),
+        ("masker_conf", "span"),
+        ("loss_scale_conf", "frame_prob"),
+        ("track_conf", "smooth"),
+        ("track_conf", "energy_gate"),
+        ("scorer", "temperature"),
+        ("scorer", "smooth"),
+        ("scorer", "energy_gate"),
+        ("crop_seconds",),
+    ],
+    ids=".".join,
+)
+def test_what_is_no_number_is_refused(where, value):
+    conf = {where[-1]: value}
+    if len(where) == 2:
+        conf = {where[0]: {**(SCORER if where[0] == "scorer" else {}), **conf}}
+    with pytest.raises(UserError, match=f"ssl_conf.{'.'.join(where)}: .* is not a"):
+        SSLConf.parse(conf)
+
+
+@pytest.mark.parametrize("value", [True, 3, [], ["atm"], {}, {"a": 1}, ""])
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("masker",),
+        ("loss_scale",),
+        ("masker_conf", "strategy"),
+        ("loss_scale_conf", "average"),
+        ("scorer", "measure"),
+        ("scorer", "asr_train_config"),
+        ("scorer", "asr_model_file"),
+    ],
+    ids=".".join,
+)
+def test_what_is_no_word_is_refused(where, value):
+    conf = {where[-1]: value}
+    if len(where) == 2:
+        conf = {where[0]: {**(SCORER if where[0] == "scorer" else {}), **conf}}
+    with pytest.raises(UserError, match=f"ssl_conf.*{where[-1]}"):
+        SSLConf.parse(conf)
+
+
+@pytest.mark.parametrize(
+    "conf, message",
+    [
+        ({"masker_conf": {"span": 10**12}}, "span: 1000000000000 is too large: 10000"),
+        ({"masker_conf": {"span": 10.0}}, "span: 10.0 is not a number of .*; write 10"),
+        ({"masker_conf": {"span": -1}}, "span: -1 is not a positive number of frames"),
+        ({"track_conf": {"smooth": 10**9}}, "smooth: 1000000000 is too large"),
+        ({"scorer": {**SCORER, "smooth": 10**9}}, "scorer.smooth: .* is too large"),
+        ({"crop_seconds": 10**400}, "crop_seconds: inf is not a finite number"),
+        (
+            {"scorer": {**SCORER, "include_blank": "false"}},
+            "ssl_conf.scorer.include_blank: 'false' is not true or false; .*quotes",
+        ),
+        ({"scorer": {**SCORER, "include_blank": 0}}, "include_blank: 0 is not true or"),
+        ({"loss_scale": []}, r"ssl_conf.loss_scale: \[\] is not known"),
+        ({"loss_scale": False}, "ssl_conf.loss_scale: False is not known"),
+        ({"scorer": []}, r"ssl_conf.scorer: \[\] is not a mapping"),
+        ({"scorer": False}, "ssl_conf.scorer: False is not a mapping"),
+        ({"track_conf": "smooth"}, "ssl_conf.track_conf: 'smooth' is not a mapping"),
+        ({3: 4}, "ssl_conf: 3 is not the name of an option"),
+        ({"masker_conf": {True: 4}}, "masker_conf: True is not the name of an option"),
+        (False, "ssl_conf: False is not a mapping"),
+        ([], r"ssl_conf: \[\] is not a mapping"),
+        ("x", "ssl_conf: 'x' is not a mapping"),
+        (3, "ssl_conf: 3 is not a mapping"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_refused_by_name(conf, message):
+    with pytest.raises(UserError, match=message):
+        SSLConf.parse(conf)
+
+
+@pytest.mark.parametrize("masker", ["atm", "random"])
+@pytest.mark.parametrize(
+    "ratio, message", [(0, "no frame is predicted"), (0.0, "no"), (1, "none is heard")]
+)
+def test_masks_that_teach_nothing_are_not_trained_with(masker, ratio, message):
+    conf = SSLConf.parse({"masker": masker, "masker_conf": {"mask_ratio": ratio}})
+    with pytest.raises(UserError, match=f"mask_ratio: .* teaches nothing: {message}"):
+        conf.check_trainable()
+    SSLConf.parse({"masker": masker}).check_trainable()
+
+
+def test_what_was_possible_still_is():
+    conf = SSLConf.parse(
+        {
+            "masker": "atm",
+            "masker_conf": {"mask_ratio": 0.999, "span": 1, "strategy": "topk"},
+            "loss_scale": None,
+            "loss_scale_conf": None,
+            "track_conf": {"smooth": 10, "energy_gate": 30},
+            "crop_seconds": 32,
+        }
+    )
+    assert (conf.mask_ratio, conf.span, conf.crop_seconds) == (0.999, 1, 32)
+    assert (conf.smooth, conf.energy_gate, conf.loss_scale) == (10, 30, "none")
+    scorer = {**SCORER, "temperature": 2, "include_blank": False, "energy_gate": 1.5}
+    assert SSLConf.parse({"scorer": scorer}).scorer == scorer
 
 
 def test_missing_track_is_refused_with_what_to_add():

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kaldiio
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CNN, LOSSES, ROOT
+from conftest import CNN, CONFORMER, LOSSES, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 from espnet_atm.model import ATMSSLModel
 from espnet_atm.task import ATMSSLTask, encoder_grid
@@ -386,3 +388,258 @@ def test_tracks_of_different_measures_are_refused_at_the_start(
         ATMSSLTask.main(cmd=command)
     (tmp_path / "valid" / "scorer").unlink()
     assert ATMSSLTask.build_collate_fn(arguments(command), True)
+
+
+NOTHING = {"none at all": {}, "null": {"ssl_conf": None}, "empty": {"ssl_conf": {}}}
+
+
+@pytest.mark.parametrize("config", NOTHING.values(), ids=NOTHING)
+def test_confidences_without_ssl_conf_are_refused(ssl_command, config):
+    command = ssl_command(**config, **WAV2VEC)
+    with pytest.raises(UserError, match="gives confidences, .*write ssl_conf: {masker:"):
+        ATMSSLTask.main(cmd=command)
+
+
+@pytest.mark.parametrize("config", NOTHING.values(), ids=NOTHING)
+def test_nothing_is_stock_without_confidences(ssl_command, config):
+    command = ssl_command(("speech", "text"), **config, **WAV2VEC)
+    model = ATMSSLTask.build_model(arguments(command))
+    assert not isinstance(model, ATMSSLModel)
+    trained(command)
+
+
+@pytest.mark.parametrize("value", [False, [], "x", 3, True, ""])
+@pytest.mark.parametrize("streams", [("speech", "text"), ("speech", "text", "confidence")])
+def test_ssl_conf_of_another_kind_is_refused(ssl_command, value, streams):
+    with pytest.raises(UserError, match="ssl_conf: .* is not a mapping"):
+        ATMSSLTask.main(cmd=ssl_command(streams, ssl_conf=value, **WAV2VEC))
+
+
+HUBERT = {"num_classes": 4, "final_dim": 8}
+ENCODER = {**CONFORMER, "input_layer": None}
+
+
+@pytest.mark.parametrize(
+    "loss, message",
+    [
+        ("hubert", "loss: 'hubert' is not a list"),
+        ({"name": "hubert"}, "loss: {'name': 'hubert'} is not a list"),
+        (None, "loss: None is not a list"),
+        ([], "loss: names none"),
+        (["hubert"], "loss: 'hubert' is not a mapping"),
+        ([{"conf": HUBERT}], "loss: name: None is not known; write one of .*'hubert'"),
+        ([{"name": "hubret", "conf": HUBERT}], "loss: name: 'hubret' is not known"),
+        ([{"name": ["hubert"], "conf": HUBERT}], r"loss: name: \['hubert'\] is not known"),
+        ([{"name": "hubert", "conf": None}], "loss hubert: conf: is empty"),
+        ([{"name": "hubert", "conf": [4]}], r"loss hubert: conf: \[4\] is not a mapping"),
+        ([{"name": "hubert", "options": HUBERT}], "loss: unknown 'options'"),
+        ([{"name": "hubert"}], "loss hubert: num_classes is missing"),
+        ([{"name": "hubert", "conf": {"num_classes": 4}}], "final_dim is missing"),
+        (
+            [{"name": "hubert", "conf": {**HUBERT, "classes": 5}}],
+            "loss hubert: unknown 'classes'; known are num_classes, final_dim, loss_type",
+        ),
+        (
+            [{"name": "w2v_bert", "conf": {"num_code": 5}}],
+            "loss w2v_bert: unknown 'num_code'; known are .*num_negatives",
+        ),
+        (
+            [{"name": "w2v_bert", "conf": {"context_layers": 1, "num_groups": 2}}],
+            "loss: .*'num_groups'",
+        ),
+        ([{"name": "hubert", "conf": {**HUBERT, "num_classes": "4"}}], "'4' is not a"),
+    ],
+)
+@pytest.mark.parametrize("ssl_conf", [ATM, None], ids=["atm", "stock"])
+def test_a_loss_of_another_shape_is_refused(ssl_command, loss, message, ssl_conf):
+    streams = ("speech", "text", "confidence")[: 3 if ssl_conf else 2]
+    config = {} if ssl_conf else WAV2VEC
+    if ssl_conf is None and "num_groups" in message:
+        message = "needs ssl_conf"
+    command = ssl_command(streams, loss=loss, ssl_conf=ssl_conf, **config)
+    with pytest.raises(UserError, match=message):
+        ATMSSLTask.main(cmd=command)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"encoder_conf": {**ENCODER, "output_size": "16"}}, 'encoder_conf: .*"output'),
+        ({"encoder_conf": {**ENCODER, "attention_heads": 3}}, "encoder_conf: "),
+        ({"encoder_conf": {**ENCODER, "layers": 3}}, "encoder_conf: .*'layers'"),
+        ({"encoder_conf": None}, "encoder_conf: is empty"),
+        ({"encoder_conf": [16]}, r"encoder_conf: \[16\] is not a mapping"),
+        ({"encoder_conf": {**ENCODER, "num_blocks": -2}}, "encoder|num_blocks|hubert"),
+        ({"frontend_conf": {"hop_length": "160"}}, "frontend_conf: "),
+        ({"frontend_conf": {"hop": 160}}, "frontend_conf: .*'hop'"),
+        ({"frontend_conf": "default"}, "frontend_conf: 'default' is not a mapping"),
+        ({"frontend_conf": {"fs": True}}, "frontend_conf.fs: True is not a sampling rate"),
+        ({"frontend_conf": {"fs": "fast"}}, "frontend_conf.fs: 'fast' is not a sampling"),
+        ({"frontend_conf": {"fs": 0}}, "frontend_conf.fs: 0 is not a sampling rate"),
+        ({"preencoder_conf": {"output_size": "16"}}, "output_size: '16' is not a whole"),
+        ({"preencoder_conf": {"output_size": 10**12}}, "output_size: .* is too large"),
+        ({"preencoder_conf": {"output_size": True}}, "output_size: True is not a whole"),
+        ({"preencoder_conf": {}}, "preencoder_conf: .*output_size"),
+        ({"preencoder_conf": {"output_size": 16, "size": 3}}, "preencoder_conf: .*'size'"),
+        ({"preencoder_conf": 16}, "preencoder_conf: 16 is not a mapping"),
+        ({"normalize_conf": {"mean": 3}}, "normalize_conf: .*'mean'"),
+        ({"specaug": "specaug", "specaug_conf": {"time": 3}}, "specaug_conf: .*'time'"),
+        ({"optim_conf": {"lr": "1e-3"}}, "optim_conf: "),
+        ({"collate_fn_conf": {"label_downsampling": "4"}}, "label_downsampling"),
+        ({"collate_fn_conf": {"label_downsampling": True}}, "downsampling: True is not a"),
+        ({"collate_fn_conf": {"label_downsampling": 0}}, "label_downsampling: 0 is not"),
+        ({"collate_fn_conf": {"label_downsampling": 4.0}}, "label_downsampling"),
+        ({"collate_fn_conf": {"label_downsample": 4}}, "unknown 'label_downsample'"),
+        ({"collate_fn_conf": {"pad": "false"}}, "pad: 'false' is not true or false"),
+        ({"collate_fn_conf": [4]}, r"collate_fn_conf: \[4\] is not a mapping"),
+        ({"util": [{"name": "mask", "conf": {"mask_length": "x", "a": 1}}]}, "util"),
+    ],
+)
+def test_options_that_espnet_fails_on_are_named(ssl_command, config, message):
+    with pytest.raises(UserError, match=message):
+        ATMSSLTask.main(cmd=ssl_command(ssl_conf=ATM, **config))
+
+
+@pytest.mark.parametrize(
+    "seconds, message",
+    [
+        (0.06, "crop_seconds: 0.06 is 1 frames, .*span of 10 .*write 0.48 or more"),
+        (0.4, "crop_seconds: 0.4 is 9 frames"),
+    ],
+)
+def test_crops_that_a_span_covers_are_refused(ssl_command, seconds, message):
+    with pytest.raises(UserError, match=message):
+        ATMSSLTask.main(cmd=ssl_command(ssl_conf={**ATM, "crop_seconds": seconds}))
+    trained(ssl_command(ssl_conf={**ATM, "crop_seconds": 0.48}))
+
+
+@pytest.mark.parametrize("ratio", [0, 0.0, 1.0])
+@pytest.mark.parametrize("masker", ["atm", "random"])
+def test_masks_of_nothing_and_of_everything_do_not_train(ssl_command, masker, ratio):
+    conf = {"masker": masker, "masker_conf": {"mask_ratio": ratio}}
+    with pytest.raises(UserError, match="mask_ratio: .* teaches nothing"):
+        ATMSSLTask.main(cmd=ssl_command(ssl_conf=conf))
+
+
+@pytest.mark.parametrize("loss_scale", ["utterance", "frame"])
+def test_weights_that_are_0_throughout_do_not_train(ssl_command, corpus, loss_scale):
+    """As found while training, where nothing beside the tracks tells."""
+    conf = {"masker": "random", "loss_scale": loss_scale}
+    conf["loss_scale_conf"] = {"frame_prob": 1.0}
+    command = ssl_command(ssl_conf=conf)
+    folder = Path(command[command.index("--output_dir") + 1])
+    tracks = kaldiio.load_scp(str(corpus / "confidence.scp"))
+    tracks = {utt: np.zeros_like(track) for utt, track in tracks.items()}
+    scp = folder / "confidence.scp"
+    kaldiio.save_ark(str(folder / "confidence.ark"), tracks, scp=str(scp))
+    for name in ("frame_shift", "frame_offset"):
+        (folder / name).write_text((corpus / name).read_text())
+    command = [x.replace(f"{corpus}/confidence.scp", str(scp)) for x in command]
+    with pytest.raises(UserError, match="epoch 1, train: .*weighs every loss by 0"):
+        ATMSSLTask.main(cmd=command)
+
+
+def run_of(command):
+    folder = Path(command[command.index("--output_dir") + 1])
+    return folder / "config.yaml", folder / "1epoch.pth"
+
+
+@pytest.fixture
+def trained_run(ssl_command):
+    """A run that others begin from: its config.yaml and weights."""
+    command = ssl_command(ssl_conf=ATM)
+    ATMSSLTask.main(cmd=command)
+    return run_of(command)
+
+
+def lacking(file: Path, *names) -> Path:
+    """The weights but those that begin so."""
+    state = torch.load(file, weights_only=True)
+    left = {k: v for k, v in state.items() if not k.startswith(names)}
+    assert len(left) < len(state)
+    less = file.with_name(f"less{len(list(file.parent.glob('less*')))}.pth")
+    torch.save(left, less)
+    return less
+
+
+def test_a_model_is_not_built_from_weights_that_are_not_its_own(trained_run, asr):
+    config, weights = trained_run
+    model, _ = ATMSSLTask.build_model_from_file(config, weights)
+    state = torch.load(weights, weights_only=True)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    for file, message in (
+        (weights.with_name("checkpoint.pth"), "checkpoint.pth: is the trainer's state"),
+        (asr[1], "is not the model of .*config.yaml"),
+        (lacking(weights, "encoder."), r"less\d.pth: .*are not in it: encoder."),
+        (lacking(weights, "preencoder."), r"less\d.pth: .*are not in it: preencoder."),
+    ):
+        with pytest.raises(UserError, match=message):
+            ATMSSLTask.build_model_from_file(config, file)
+    # Counting updates is not part of what was learnt.
+    ATMSSLTask.build_model_from_file(config, lacking(weights, "global_step"))
+    with pytest.raises(UserError, match="1epoch.pth: "):
+        ATMSSLTask.build_model_from_file(weights, weights)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (":encodr:encoder", "nothing in .* begins with 'encodr'"),
+        (":encoder:encodr", "the model has no part 'encodr'"),
+    ],
+)
+def test_init_param_that_initialises_nothing_is_refused(
+    ssl_command, trained_run, options, message
+):
+    command = ssl_command(ssl_conf=ATM) + ["--init_param", f"{trained_run[1]}{options}"]
+    with pytest.raises(UserError, match=message):
+        ATMSSLTask.main(cmd=command)
+
+
+def test_init_param_takes_a_part_and_tells_what_stays_random(
+    ssl_command, trained_run, caplog
+):
+    state = trained_run[1].with_name("checkpoint.pth")
+    with pytest.raises(UserError, match="checkpoint.pth: is the trainer's state"):
+        ATMSSLTask.main(cmd=ssl_command(ssl_conf=ATM) + ["--init_param", str(state)])
+    file = lacking(trained_run[1], "encoder.after_norm")
+    command = ssl_command(ssl_conf=ATM) + ["--init_param", f"{file}:encoder:encoder"]
+    trained(command)
+    assert "as random as before: 2 weights: encoder.after_norm.weight" in caplog.text
+    # ESPnet loads nothing for statistics, and so nothing is asked of the file.
+    command = ssl_command(ssl_conf=ATM) + ["--init_param", "nothing.pth"]
+    ATMSSLTask.main(cmd=command + ["--collect_stats", "true"])
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda c, m: (c, m.with_name("x.pth")), "asr_model_file: no such file"),
+        (lambda c, m: (c, m.parent), "asr_model_file: is a folder"),
+        (lambda c, m: (c, lacking(m, "ctc.")), r"less\d.pth.*: ctc."),
+        (lambda c, m: (c, lacking(m, "encoder.")), r"less\d.pth.*: encoder."),
+        (lambda c, m: (m, m), "ssl_conf.scorer: .*model.pth"),
+        (lambda c, m: (c, c), "ssl_conf.scorer: .*config.yaml"),
+    ],
+)
+def test_a_scorer_that_is_not_there_is_refused_before_training(
+    ssl_command, asr, tmp_path, spoil, message
+):
+    for file in asr:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    files = spoil(*(tmp_path / file.name for file in asr))
+    scorer = dict(zip(("asr_train_config", "asr_model_file"), map(str, files)))
+    command = ssl_command(("speech", "text"), ssl_conf={**ATM, "scorer": scorer})
+    with pytest.raises(UserError, match=message):
+        ATMSSLTask.main(cmd=command)
+    assert not run_of(command)[0].exists()
+
+
+def test_a_scorer_of_another_rate_is_refused_before_training(ssl_command, make_asr):
+    frontend = {"fs": 8000, "n_fft": 256, "win_length": 200, "hop_length": 80}
+    files = map(str, make_asr(frontend_conf=frontend))
+    scorer = dict(zip(("asr_train_config", "asr_model_file"), files))
+    command = ssl_command(("speech", "text"), ssl_conf={**ATM, "scorer": scorer})
+    with pytest.raises(UserError, match="wants audio at 8000 Hz, and .*fs is 16000"):
+        ATMSSLTask.main(cmd=command)
+    assert not run_of(command)[0].exists()

@@ -2,9 +2,10 @@ import re
 
 import pytest
 import torch
+from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 
 from espnet_atm.errors import UserError
-from espnet_atm.weights import load_weights, read_weights
+from espnet_atm.weights import check_init_param, load_weights, read_weights
 
 
 @pytest.fixture
@@ -113,3 +114,81 @@ def test_what_is_not_used_may_differ(model, new):
     wanted = {k: torch.full_like(v, 2) for k, v in model.state_dict().items()}
     load_weights(model, changed(wanted, **new), "x.pth", "c.yaml", ("encoder.",))
     assert torch.equal(model["encoder"].weight, torch.full((3, 2), 2.0))
+
+@pytest.fixture
+def model_with_head():
+    """A model whose head other models do not have."""
+    layer = torch.nn.Linear
+    encoder = torch.nn.ModuleDict({"embed": layer(2, 3), "layer": layer(3, 3)})
+    return torch.nn.ModuleDict({"encoder": encoder, "ctc": layer(3, 5)})
+
+
+def init_file(folder, model, drop=(), **new):
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith(drop)}
+    return saved(folder, {**state, **new})
+
+
+@pytest.mark.parametrize(
+    "drop, new, options, message",
+    [
+        (("no",), {}, ":encodr:encoder", "nothing in .*x.pth begins with 'encodr'"),
+        (("no",), {}, ":encoder:encodr", "has no part 'encodr'; it has encoder, ctc"),
+        (("encoder",), {}, ":encoder:encoder", "begins with 'encoder'"),
+        (("no",), {}, ":encoder:encoder:encoder", "is not excluded by 'encoder'"),
+        (("no",), {}, ":encoder", "not in the model: embed.weight"),
+        (("no",), {}, ":ctc:encoder", "not in the model: weight, bias"),
+        (("no",), {"lm.weight": torch.ones(1)}, "", "not in the model: lm.weight"),
+        (("no",), {"ctc.bias": torch.ones(9)}, "", "another shape: ctc.bias"),
+        (("no",), {}, ":a:b:c:d", "a file's name cannot have a colon there"),
+    ],
+)
+def test_init_param_that_does_not_fit_is_refused(
+    model_with_head, tmp_path, drop, new, options, message
+):
+    file = init_file(tmp_path, model_with_head, drop, **new)
+    with pytest.raises(UserError, match=f"--init_param .*{message}"):
+        check_init_param(model_with_head, [f"{file}{options}"], False)
+
+
+@pytest.mark.parametrize("options", ["", ":encoder:encoder"])
+def test_init_param_of_which_nothing_fits_is_refused(model_with_head, tmp_path, options):
+    """Though mismatches are ignored, and the other part is loaded."""
+    wide = {f"encoder.{k}": torch.ones(9) for k in model_with_head["encoder"].state_dict()}
+    file = init_file(tmp_path, model_with_head, **wide)
+    with pytest.raises(UserError, match="fits encoder, which would stay random: "):
+        check_init_param(model_with_head, [f"{file}{options}"], True)
+    other = {"encoder.other": torch.ones(1), "ctc.bias": torch.zeros(5)}
+    with pytest.raises(UserError, match="fits encoder, .*stay random: encoder.other"):
+        check_init_param(model_with_head, [str(saved(tmp_path, other))], True)
+    strange = saved(tmp_path, {"lm.weight": torch.ones(2)})
+    with pytest.raises(UserError, match="nothing in .* fits .*stay random: "):
+        check_init_param(model_with_head, [str(strange)], True)
+
+
+def test_init_param_of_the_trainers_state_is_refused(model_with_head, tmp_path):
+    file = saved(tmp_path, {"model": {}, "optimizers": []})
+    with pytest.raises(UserError, match="trainer's state"):
+        check_init_param(model_with_head, [str(file)], False)
+
+
+@pytest.mark.parametrize(
+    "drop, new, options, ignore, random",
+    [
+        (("no",), {}, "", False, ""),
+        (("ctc",), {}, "", False, "2 weights: ctc.weight, ctc.bias"),
+        (("no",), {}, ":encoder:encoder", False, ""),
+        (("encoder.embed",), {}, ":encoder:encoder", False, "2 weights: encoder.embed"),
+        (("no",), {}, ":encoder:encoder:encoder.embed", False, "2 weights: encoder.embed"),
+        (("no",), {"lm": torch.ones(1)}, "", True, ""),
+        (("no",), {"ctc.weight": torch.ones(1), "ctc.bias": torch.ones(1)}, "", True, "2"),
+        (("ctc",), {"encoder.embed.weight": torch.ones(9)}, "", True, "3 weights: "),
+    ],
+)
+def test_init_param_of_a_part_says_what_stays_random(
+    model_with_head, tmp_path, caplog, drop, new, options, ignore, random
+):
+    file = f"{init_file(tmp_path, model_with_head, drop, **new)}{options}"
+    check_init_param(model_with_head, [file], ignore)
+    assert random in caplog.text and bool(random) == bool(caplog.text)
+    # What passes is what ESPnet loads.
+    load_pretrained_model(file, model_with_head, ignore)

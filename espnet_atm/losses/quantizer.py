@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, Sequence, Tuple
 
 import torch
+import torch.distributed.nn.functional
 import torch.nn.functional as F
 
 from espnet_atm.errors import UserError
@@ -31,6 +32,21 @@ def check_temperature(temperature: Any) -> Tuple[float, float, float]:
             "factor for each update; write e.g. [2.0, 0.5, 0.999995]"
         )
     return tuple(values)
+
+
+def over_processes(x: torch.Tensor) -> torch.Tensor:
+    """The sum over the processes that train together, with its gradient.
+
+    Each of them must call it.
+    """
+    distributed = torch.distributed
+    if (
+        not distributed.is_available()
+        or not distributed.is_initialized()
+        or torch.jit.is_tracing()  # in one process, to draw the graph
+    ):
+        return x
+    return torch.distributed.nn.functional.all_reduce(x)
 
 
 class GumbelQuantizer(torch.nn.Module):
@@ -94,7 +110,12 @@ class GumbelQuantizer(torch.nn.Module):
         """
         # (N, G * V) -> (N, G, V)
         logits = self.projection(frames).view(-1, self.num_groups, self.num_codes)
-        probs = logits.softmax(dim=-1).sum(dim=0) / max(len(logits), 1)  # (G, V)
+        probs = logits.softmax(dim=-1).sum(dim=0)  # (G, V)
+        count = probs.new_tensor(len(logits))
+        if self.training:
+            # The perplexity of the mean is not the mean of the processes' perplexities.
+            probs, count = over_processes(probs), over_processes(count)
+        probs = probs / count.clamp(min=1)
         # Clamped: the slope of p log p is infinite at 0, where softmax underflows to.
         entropy = -(probs * probs.clamp(min=1e-12).log()).sum(dim=-1)  # (G,)
         perplexity = entropy.exp().sum()

@@ -9,12 +9,11 @@ from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet_atm.errors import UserError
 from espnet_atm.losses import (
     accuracy,
-    check_sizes,
     masked_weight,
     weighted_mean,
 )
 from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
-from espnet_atm.values import MOST_DIMENSIONS, number
+from espnet_atm.values import MOST_DIMENSIONS, number, whole
 
 
 class W2vBertLoss(Wav2Vec2Loss):
@@ -50,7 +49,13 @@ class W2vBertLoss(Wav2Vec2Loss):
         super().__init__(
             encoder_output_size, num_groups=1, num_codes=num_codes, **contrastive
         )
-        check_sizes(self.name, MOST_DIMENSIONS, context_layers=context_layers)
+        # How many there may be is for check_model to say.
+        whole(
+            f"loss {self.name}: context_layers",
+            context_layers,
+            least=0,
+            most=MOST_DIMENSIONS,
+        )
         weights = {
             "contrastive_weight": contrastive_weight,
             "prediction_weight": prediction_weight,

@@ -1,0 +1,311 @@
+"""What training reads: every utterance checked as it is read, and named."""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Callable, Collection, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+from espnet2.fileio.sound_scp import soundfile_read
+from espnet2.train import dataset
+from omniio import kaldi
+
+from espnet_atm.audio import read_audio
+from espnet_atm.config import TRACK
+from espnet_atm.errors import UserError, check_file
+from espnet_atm.losses.hubert import IGNORED
+from espnet_atm.track import TrackReader
+
+SPEECH, LABELS = "speech", "text"
+# A data type of ESPnet's, as train_data_path_and_name_and_type names it: path, name of
+# the stream, type.
+Stream = Tuple[str, str, str]
+Audio = Tuple[np.ndarray, Optional[int]]  # samples, and the rate in Hz if it is known
+
+PARTS = "num_splits"  # says of a folder that it is read part by part, and of how many
+# Utterances that a message names.
+NAMED = 3
+# Types whose file has a line for each utterance, which begins with its id.
+LISTS = ("sound", "multi_columns_sound", "variable_columns_sound", "kaldi_ark", "npy")
+LISTS += ("text", "text_int", "text_float", "csv_int", "csv_float")
+# For each option's list of files, what to do when one lacks utterances.
+ADVICE = {
+    TRACK: "score them, or train on those that have tracks only (a subset as the recipe "
+    "makes where --max_skipped allows)",
+    LABELS: "label them, or leave them out of the training",
+}
+
+
+@functools.lru_cache(maxsize=4)
+def open_track(path: str) -> TrackReader:
+    """The tracks of a ``confidence.scp``, opened once in each process.
+
+    The files that go with one that was split into parts are beside the folder of parts.
+    """
+    folder = Path(path).parent
+    return TrackReader(path, folder.parent if (folder / PARTS).is_file() else folder)
+
+
+# Read by ESPnet as its other types are, from a process of its own or not.
+TRACK_TYPE = "confidence_track"
+dataset.DATA_TYPES[TRACK_TYPE] = dict(
+    func=open_track, kwargs=[], help="confidence.scp of espnet_atm.bin.score"
+)
+
+
+def _read_ark(source: str) -> Audio:
+    found = kaldi.load_mat(source)
+    audio, rate = found, None
+    if isinstance(found, tuple):
+        rate, audio = sorted(found, key=lambda x: isinstance(x, np.ndarray))
+    if audio.dtype.kind == "i":
+        audio = audio / np.float32(1 << (8 * audio.dtype.itemsize - 1))
+    return audio, rate
+
+
+# How the audio of each type is read: from the right-hand side of a line. The types
+# that are not here are read by ESPnet, and say no rate.
+READERS: Dict[str, Callable[[str], Audio]] = {
+    "sound": read_audio,
+    "multi_columns_sound": lambda x: soundfile_read(x.split(), dtype="float32"),
+    "kaldi_ark": _read_ark,
+}
+
+
+class Reading:
+    """Reads an utterance's audio and checks all of it, before ESPnet's preprocessing.
+
+    ESPnet's readers tell neither utterance nor rate, let NaN pass, and differ from
+    dataset to dataset; so they hand over the right-hand side of the line, as text.
+
+    Args:
+        stock: the preprocessing that ESPnet built, if any.
+        sampling_rate: that the audio must have, in Hz.
+        num_classes: labels must be below; None where no loss has labels.
+    """
+
+    def __init__(
+        self,
+        stock: Optional[Callable[[str, Dict], Dict]],
+        sampling_rate: int,
+        num_classes: Optional[int] = None,
+    ):
+        self.stock = stock
+        self.sampling_rate = sampling_rate
+        self.num_classes = num_classes
+        self.kind: Optional[str] = None
+        self.track: Optional[str] = None
+
+    def of(self, streams: Collection[Stream]) -> Tuple[List[Stream], "Reading"]:
+        """The same streams with types of our own, and what reads them."""
+        reading, ours = copy.copy(self), []
+        for path, name, kind in streams:
+            if name == SPEECH and kind in READERS:
+                reading.kind, kind = kind, "text"
+            if name == TRACK and kind == "kaldi_ark":
+                reading.track, kind = path, TRACK_TYPE
+            ours.append((path, name, kind))
+        return ours, reading
+
+    def __call__(self, utt: str, data: Dict) -> Dict:
+        """Check an utterance.
+
+        Args:
+            utt: its id.
+            data: its streams: ``speech`` (N,), or where it is to be read from;
+                ``confidence`` (S,); ``text``, labels or ids.
+
+        Returns:
+            The streams, preprocessed.
+
+        Raises:
+            UserError: naming the utterance.
+        """
+        data = dict(data)
+        # ESPnet's dataset for statistics comes twice: with some of the streams first.
+        if SPEECH in data:
+            data[SPEECH] = self._read_speech(utt, data[SPEECH])
+            if self.track is not None and TRACK in data:
+                audio = data[SPEECH].astype(np.float32, copy=False)
+                open_track(self.track).check_audio(utt, audio, self.sampling_rate)
+        words = data.get(LABELS)
+        if self.stock is not None:
+            data = self.stock(utt, data)
+        if isinstance(data.get(LABELS), np.ndarray):
+            self._check_labels(utt, data[LABELS], words)
+        return data
+
+    def _read_speech(self, utt: str, speech) -> np.ndarray:
+        rate, source = None, ""
+        if isinstance(speech, str):
+            source = f" ({speech})"
+            if speech in ("", "None"):
+                raise UserError(f"{utt}: has no audio")
+            try:
+                speech, rate = READERS[self.kind](speech)
+            except Exception as e:  # whatever the reader of this audio format raises
+                raise UserError(f"{utt}: {_told(e)}{source}") from e
+        if not isinstance(speech, np.ndarray):
+            raise UserError(f"{utt}: has no audio")
+        if rate not in (None, self.sampling_rate):
+            raise UserError(
+                f"{utt}: is sampled at {rate} Hz, and frontend_conf.fs is "
+                f"{self.sampling_rate}{source}; resample the audio, e.g. by "
+                "format_wav_scp.sh --fs, or write the rate of all of it there"
+            )
+        if speech.ndim != 1:
+            raise UserError(
+                f"{utt}: has {speech.shape[-1]} channels{source}; choose one, e.g. by "
+                "format_wav_scp.sh"
+            )
+        if speech.size == 0:
+            raise UserError(f"{utt}: is empty{source}")
+        if not np.isfinite(speech).all():
+            at = int(np.flatnonzero(~np.isfinite(speech))[0])
+            raise UserError(
+                f"{utt}: has samples that are not finite, {speech[at]} at sample {at} "
+                f"first{source}"
+            )
+        return speech
+
+    def _check_labels(self, utt: str, labels: np.ndarray, words) -> None:
+        if labels.ndim != 1 or labels.dtype.kind != "i":
+            raise UserError(
+                f"{utt}: labels must be whole numbers, one for each frame, and these are "
+                f"{labels.dtype} of shape {labels.shape}"
+            )
+        converter = getattr(self.stock, "token_id_converter", None)
+        if isinstance(words, str) and converter is not None:
+            unknown = np.flatnonzero(labels == converter.unk_id)
+            if unknown.size:
+                words = words.split()
+                at = int(unknown[0])
+                word = words[at] if len(words) == len(labels) else "one"
+                raise UserError(
+                    f"{utt}: label {word} (number {at + 1} of {len(labels)}) is not in "
+                    f"the token list {converter.token_list_repr}"
+                )
+        if self.num_classes is None:
+            return
+        # -1 is what frames have that have no label.
+        bad = np.flatnonzero((labels < IGNORED) | (labels >= self.num_classes))
+        if bad.size:
+            raise UserError(
+                f"{utt}: label {labels[bad[0]]} (number {bad[0] + 1} of {len(labels)}) is "
+                f"not in [0, {self.num_classes - 1}], and the loss hubert has num_classes: "
+                f"{self.num_classes}"
+            )
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return str(error)  # read_audio's own words among others
+    return f"cannot be read: {type(error).__name__}: {error}"
+
+
+def check_lists(streams: Collection[Stream], shape_files: Collection[str]) -> None:
+    """Refuse a set in which an utterance lacks a stream.
+
+    ESPnet finds out when the utterance's turn comes, with a ``KeyError``. Reads the
+    lists of ids only, whatever they name.
+
+    Args:
+        streams: of one set, as the data options name them.
+        shape_files: those that the batches are made from; without any, the ids of
+            the audio are the set's.
+
+    Raises:
+        UserError: naming the file, how many are missing and the first of them.
+    """
+    files = {path: name for path, name, kind in streams if kind in LISTS}
+    speech = [path for path, name in files.items() if name == SPEECH]
+    keys = [*shape_files, *speech][:1]
+    if not keys:
+        return  # ESPnet asks for speech, and a type of another kind makes up its ids
+    wanted = {utt for _, utt, _ in _lines(keys[0])}
+    if not wanted:
+        raise UserError(f"{keys[0]}: names no utterances")
+    for path in [*shape_files[1:], *files]:
+        left = set(wanted)
+        for number, utt, value in _lines(path):
+            if utt not in wanted:
+                continue
+            if utt not in left:
+                raise UserError(f"{path}:{number}: {utt} is in a line before already")
+            if not value:
+                raise UserError(f"{path}:{number}: {utt} has nothing behind its id")
+            left.discard(utt)
+        if left:
+            advice = ADVICE.get(files.get(path), "make it of the same utterances")
+            raise UserError(
+                f"{path}: lacks {len(left)} of the {len(wanted)} utterances in "
+                f"{keys[0]}: {', '.join(sorted(left)[:NAMED])}"
+                f"{' ...' if len(left) > NAMED else ''}; {advice}"
+            )
+
+
+def check_not_all_zero(confidence_scp: str, shape_files: Collection[str]) -> None:
+    """Refuse a set whose every utterance has the confidence 0.
+
+    As far as ``utt2confidence``, which scoring leaves beside the tracks, tells.
+
+    Raises:
+        UserError: naming the file.
+    """
+    file = Path(confidence_scp).parent / "utt2confidence"
+    if not file.is_file():
+        return
+    wanted = {utt for _, utt, _ in _lines(shape_files[0])} if shape_files else None
+    found = 0
+    for number, utt, value in _lines(str(file)):
+        if wanted is not None and utt not in wanted:
+            continue
+        try:
+            mean = float(value)
+        except ValueError:
+            raise UserError(f"{file}:{number}: {value!r} is not a confidence") from None
+        if mean != 0:
+            return
+        found += 1
+    if found:
+        raise UserError(
+            f"{file}: all {found} utterances have the confidence 0: it can neither guide "
+            "masks nor weigh losses; look at the scorer and its options"
+        )
+
+
+def parts_of(path: str) -> List[str]:
+    """The files of a folder that ``multiple_iterator`` reads part by part.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    file = Path(path) / PARTS
+    if not file.is_file():
+        raise UserError(
+            f"{path}: is no folder of parts, as multiple_iterator wants it: {file} is "
+            "missing"
+        )
+    text = file.read_text().strip()
+    if not text.isdigit() or int(text) == 0:
+        raise UserError(f"{file}: {text!r} is not a positive whole number of parts")
+    return [str(Path(path) / f"split.{number}") for number in range(int(text))]
+
+
+def _lines(path: str) -> Iterator[Tuple[int, str, str]]:
+    """Number, id and the rest of each line, as ESPnet takes them apart."""
+    check_file(path)
+    with open(path, encoding="utf-8") as f:
+        try:
+            for number, line in enumerate(f, 1):
+                columns = line.rstrip().split(maxsplit=1)
+                if not columns:
+                    raise UserError(f"{path}:{number}: is an empty line")
+                if number == 1 and columns[0].startswith("\ufeff"):
+                    raise UserError(
+                        f"{path}: begins with a byte-order mark, which would be part of "
+                        "the first id; write it without"
+                    )
+                yield number, columns[0], columns[1] if len(columns) == 2 else ""
+        except UnicodeDecodeError as e:
+            raise UserError(f"{path}: is no text in UTF-8: {e.reason}") from None
