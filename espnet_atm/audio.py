@@ -388,6 +388,7 @@ class AudioDataset(torch.utils.data.Dataset):
         sampling_rate: Optional[int] = None,
         segments: Optional[Path] = None,
     ):
+        _file_state.cache_clear()
         self.sampling_rate = sampling_rate
         self.recordings = Table(wav_scp, 2)
         self.segmented = segments is not None

@@ -6,6 +6,7 @@ import torch
 
 from espnet_atm.confidence import (
     align_track,
+    check_refinement,
     check_track,
     frame_confidence,
     frame_energy,
@@ -13,6 +14,7 @@ from espnet_atm.confidence import (
     smooth_confidence,
     utterance_confidence,
 )
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 
 # Two frames of three labels, label 0 the blank.
@@ -173,3 +175,37 @@ def test_refinement_of_a_confidence():
         refine_confidence(*conf, smooth=0)
     with pytest.raises(ValueError, match="energy_gate: -3 is not a positive number"):
         refine_confidence(*conf, energy_gate=-3)
+
+
+@pytest.mark.parametrize("smooth", [31, 10**9, 10**30])
+def test_a_window_longer_than_all_is_the_mean(smooth):
+    confidence = torch.rand(2, 30)
+    lengths = torch.tensor([30, 12])
+    found = smooth_confidence(confidence, lengths, smooth if smooth > 31 else 61)
+    expected = utterance_confidence(confidence, lengths)
+    torch.testing.assert_close(found[0], expected[:1].expand(30))
+    torch.testing.assert_close(found[1, :12], expected[1:].expand(12))
+    assert (found[1, 12:] == 0).all()
+
+
+@pytest.mark.parametrize("gate", [True, "30", math.nan, math.inf, 0, -1, [30], 10**400])
+def test_a_gate_that_is_no_number(gate):
+    with pytest.raises(UserError, match="energy_gate: .* is not a positive number of dB"):
+        check_refinement(1, gate)
+
+
+@pytest.mark.parametrize("smooth", [True, "10", 1.5, 0, -1, None, math.nan, [1]])
+def test_a_window_that_is_no_number(smooth):
+    with pytest.raises(UserError, match="smooth: .* is not a positive number of frames"):
+        check_refinement(smooth, None)
+
+
+@pytest.mark.parametrize("temperature", [True, "2", math.nan, math.inf, -1])
+def test_a_temperature_that_is_no_number(temperature):
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        frame_confidence(PROBS.log(), temperature=temperature)
+
+
+def test_a_track_of_words_is_refused():
+    with pytest.raises(UserError, match="utt7: a confidence track has numbers"):
+        check_track(np.array(["a", "b"]), "utt7")

@@ -1,9 +1,13 @@
+import os
+
 import pytest
 import torch
-from conftest import CNN, CONFORMER
+import yaml
+from conftest import CNN, CONFORMER, SSL_CONFIG
 from espnet2.tasks.asr import ASRTask
 
 from espnet_atm.confidence import frame_confidence
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
 
@@ -134,3 +138,87 @@ def test_a_sure_blank_hides_no_leak(make_asr, conf):
     with torch.no_grad():
         scorer.model.ctc.ctc_lo.bias[0] = 8
     assert scorer.depends_on_padding(temperature=4.0)
+
+
+@pytest.fixture
+def state(asr):
+    return torch.load(asr[1], weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        ("ctc.", "are not in it: ctc.ctc_lo"),
+        ("encoder.", "are not in it: encoder."),
+        ("encoder.encoders.1.", "are not in it: encoder.encoders.1."),
+        ("frontend.", "are not in it: frontend."),
+    ],
+)
+def test_weights_that_are_missing_are_named(asr, state, tmp_path, part, message):
+    kept = {k: v for k, v in state.items() if not k.startswith(part)}
+    torch.save(kept, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=f"x.pth: .*config.yaml: weights {message}"):
+        Scorer.from_files(asr[0], tmp_path / "x.pth")
+
+
+def test_weights_of_other_models(asr, make_asr, state, tmp_path):
+    deeper = make_asr(encoder_conf={**CONFORMER, "input_layer": "conv2d", "num_blocks": 3})
+    with pytest.raises(UserError, match="not in the model: encoder.encoders.2"):
+        Scorer.from_files(asr[0], deeper[1])
+    with pytest.raises(UserError, match="are not in it: encoder.encoders.2"):
+        Scorer.from_files(deeper[0], asr[1])
+    tokens = make_asr(token_list=["<blank>", "<unk>", *"abcdefgh", "<sos/eos>"])
+    with pytest.raises(UserError, match="ctc.ctc_lo"):
+        Scorer.from_files(asr[0], tokens[1])
+    state["encoder.after_norm.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match="not finite: encoder.after_norm.weight"):
+        Scorer.from_files(asr[0], tmp_path / "nan.pth")
+
+
+def test_a_decoder_is_not_looked_at(make_asr, tmp_path):
+    asr = make_asr(
+        decoder="transformer",
+        decoder_conf={"linear_units": 16, "num_blocks": 1},
+        model_conf={"ctc_weight": 0.5},
+    )
+    weights = torch.load(asr[1], weights_only=True)
+    kept = {k: v for k, v in weights.items() if not k.startswith("decoder.")}
+    assert len(kept) < len(weights)
+    torch.save(kept, tmp_path / "x.pth")
+    Scorer.from_files(asr[0], tmp_path / "x.pth")
+
+
+def test_what_is_no_model_of_asr(asr, tmp_path):
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "ssl.yaml").write_text(yaml.safe_dump(SSL_CONFIG))
+    config = yaml.safe_load(asr[0].read_text())
+    for name, change in (
+        ("encoder", {"encoder": "nothing"}),
+        ("fs", {"frontend_conf": {**config["frontend_conf"], "fs": "fast"}}),
+        ("zero", {"frontend_conf": {**config["frontend_conf"], "fs": 0}}),
+        ("stats", {"normalize": "global_mvn", "normalize_conf": {"stats_file": "/x.npz"}}),
+        ("tokens", {"token_list": None}),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, **change}))
+    os.mkfifo(tmp_path / "fifo")
+    for files, message in (
+        ((asr[1], asr[0]), "model.pth: is no text"),
+        ((tmp_path, asr[1]), "is a folder"),
+        ((asr[0], tmp_path), "is a folder"),
+        ((tmp_path / "fifo", asr[1]), "fifo: is a pipe"),
+        ((asr[0], tmp_path / "fifo"), "fifo: is a pipe"),
+        ((tmp_path / "empty", asr[1]), "empty: holds no options"),
+        ((asr[0], tmp_path / "empty"), "empty: is empty"),
+        ((tmp_path / "list.yaml", asr[1]), "list.yaml: holds no options"),
+        ((tmp_path / "ssl.yaml", asr[1]), "ssl.yaml: is not the config.yaml of an ASR"),
+        ((tmp_path / "encoder.yaml", asr[1]), "encoder.yaml: no ASR model can be built"),
+        ((tmp_path / "fs.yaml", asr[1]), "fs.yaml: "),
+        ((tmp_path / "zero.yaml", asr[1]), "zero.yaml: "),
+        ((tmp_path / "stats.yaml", asr[1]), "stats.yaml: .*x.npz"),
+        ((tmp_path / "tokens.yaml", asr[1]), "tokens.yaml: no ASR model can be built"),
+    ):
+        with pytest.raises(UserError, match=message) as e:
+            Scorer.from_files(*files)
+        assert "\n" not in str(e.value)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from espnet_atm.audio import Table, read_audio
 from espnet_atm.confidence import frame_energy
-from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.errors import UserError, one_line_errors, read_text
 from espnet_atm.frames import FrameGrid
 from espnet_atm.masking import check_mask_options, sample_span_mask
 from espnet_atm.track import MOST, TrackReader, read_track_grid
@@ -28,6 +28,7 @@ SPEECH_COLOUR, SILENCE_COLOUR = "tab:blue", "tab:orange"
 SILENCE_DB = 35.0
 STRATEGIES = ("random", "high", "low")
 DRAWS = 500
+TITLE = "Confidence of"  # of the page, and what it is known by
 
 
 class Scored(NamedTuple):
@@ -296,6 +297,12 @@ def main(cmd=None) -> None:
     means = read_means(folder / "utt2confidence")
     scored = read_corpus(args)
     output = Path(args.output_dir)
+    page = output / "report.html"
+    if page.exists() and TITLE not in read_text(page)[:500]:
+        raise UserError(
+            f"{page} was not made by espnet_atm.bin.report, and is not written over; give "
+            "another --output_dir"
+        )
     output.mkdir(parents=True, exist_ok=True)
     figures = plot_frames(scored, output / "frame_confidence.png")
     groups = plot_utterances(means, categories, output / "utterance_confidence.png")
@@ -340,8 +347,8 @@ def main(cmd=None) -> None:
                 "each (black: masked).",
             )
         )
-    write_html(output / "report.html", f"Confidence of {folder.name}", parts)
-    logging.info(f"written: {output / 'report.html'}")
+    write_html(page, f"{TITLE} {folder.name}", parts)
+    logging.info(f"written: {page}")
 
 
 if __name__ == "__main__":

@@ -48,9 +48,11 @@ from typing import (
     Callable,
     Dict,
     Hashable,
+    Iterable,
     Iterator,
     List,
     NamedTuple,
+    Sequence,
     TextIO,
     Tuple,
     Union,
@@ -89,8 +91,9 @@ PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent
 # Audio of a batch, padding included, on a CPU and on a GPU. What a larger batch computes
 # does not stay in a CPU's caches: 100 s are a quarter slower than 30 s.
 BATCH_SECONDS = (30, 1000)
-# Audio that is encoded at once: a conformer's memory grows with its square. XXX
-MAX_SECONDS = 120
+# Audio that is encoded at once: memory grows with its square. A conformer of 30 M
+# parameters takes 1.8 GB for 60 s, and 3.6 GB for 120 s.
+MAX_SECONDS = 60
 LEAST_SECONDS = 10
 # What is written here; with `scorer`, which comes first, all of it is this program's.
 GROWING = ("confidence.ark", "confidence.scp", "utt2confidence", "utt2audio")
@@ -282,10 +285,19 @@ class ScoreWriter:
         except OSError:
             logging.warning(f"{output_dir}: another process scores here; waiting")
             fcntl.flock(self.lock, fcntl.LOCK_EX)
-            refuse_foreign(output_dir)
+        self.skipped = 0
+        try:
+            self._open()
+        except BaseException:
+            self.lock.close()  # not only when this is collected
+            raise
+
+    def _open(self) -> None:
+        """Open the files at the end of what is whole."""
+        refuse_foreign(self.dir)  # again: another process may have begun it
         self._refuse_earlier_version()
         self.ark, self.scp, self.means, self.audio = (
-            open(output_dir / name, "a+b") for name in GROWING
+            open(self.dir / name, "a+b") for name in GROWING
         )
         lists = (self.scp, self.means, self.audio)
         ends = [_line_ends(f) for f in lists]
@@ -295,10 +307,10 @@ class ScoreWriter:
         self.ark.truncate(size)
         for f, places in zip(lists, ends):
             f.truncate(places[self.records])
-        for f in (self.ark, *lists):
+        self._name_the_ark()
+        for f in (self.ark, self.scp, self.means, self.audio):
             f.seek(0, os.SEEK_END)
-        self.skipped = 0
-        self.reasons = open(output_dir / "skipped.partial", "w", encoding="utf-8")
+        self.reasons = open(self.dir / "skipped.partial", "w", encoding="utf-8")
 
     def _refuse_earlier_version(self) -> None:
         scp = self.dir / "confidence.scp"
@@ -349,7 +361,8 @@ class ScoreWriter:
     ) -> Tuple[bool, int, str]:
         """Whether a record's track is in the ark, where it ends, and what is wrong."""
         scp, means, audio = (
-            line.decode("utf-8", errors="replace").split() for line in columns
+            line.decode("utf-8", errors="replace").strip().split(maxsplit=most)
+            for line, most in zip(columns, (1, -1, -1))
         )
         utt = scp[0] if scp else "?"
         where = f"{self.scp.name}:{number}: {utt}"
@@ -392,7 +405,8 @@ class ScoreWriter:
         """Leave a list that others made of several folders' tracks alone."""
         self.scp.seek(0)
         line = next(itertools.islice(self.scp, number, None))
-        found = SOURCE.fullmatch(line.decode("utf-8", errors="replace").split()[-1])
+        text = line.decode("utf-8", errors="replace").strip()
+        found = SOURCE.fullmatch(text.partition(" ")[2])
         if found and os.path.exists(found[1]):
             if not os.path.samefile(found[1], self.ark.name):
                 raise UserError(
@@ -433,18 +447,39 @@ class ScoreWriter:
         """Note that the same audio comes from elsewhere, by utterance."""
         if not hashes:
             return
-        file = self.dir / "utt2audio"
-        partial = file.with_name("utt2audio.partial")
+        rows = (
+            (*row[:4], hashes.get(row[0], row[4]), row[5]) for _, row in self.sources()
+        )
+        self.audio = self._rewrite(self.audio, rows)
+
+    def _name_the_ark(self) -> None:
+        """Let the scp name the ark where it is by now, in a folder that was moved."""
+        ark = str(self.dir / "confidence.ark")
+        places = {ark: True}
+        self.scp.seek(0)
+        rows = []
+        for line in self.scp:
+            utt, source = line.decode().split(maxsplit=1)
+            path, _, offset = source.rstrip().rpartition(":")
+            if path not in places:
+                places[path] = os.path.exists(path) and os.path.samefile(path, ark)
+            rows.append((utt, f"{path if places[path] else ark}:{offset}"))
+        if not all(places.values()):
+            logging.info(f"{self.scp.name}: names another place of the ark: mended")
+            self.scp = self._rewrite(self.scp, rows)
+
+    def _rewrite(self, file: BinaryIO, rows: Iterable[Sequence[str]]) -> BinaryIO:
+        """Exchange a file's lines, all at once; returns it open at its end."""
+        partial = Path(file.name + ".partial")
         with partial.open("w", encoding="utf-8") as f:
-            for _, row in self.sources():
-                row[4] = hashes.get(row[0], row[4])
-                f.write(" ".join(row) + "\n")
+            f.writelines(" ".join(row) + "\n" for row in rows)
             f.flush()
             os.fsync(f.fileno())
-        partial.replace(file)
-        self.audio.close()
-        self.audio = open(file, "a+b")
-        self.audio.seek(0, os.SEEK_END)
+        partial.replace(file.name)
+        file.close()
+        file = open(file.name, "a+b")
+        file.seek(0, os.SEEK_END)
+        return file
 
     def write(self, scores: Dict[int, np.ndarray], audio: Dict[int, str]) -> None:
         """Store utterances, by their numbers.

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from espnet_atm.bin.score import write_once
-from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.errors import UserError, one_line_errors, read_text
 from espnet_atm.track import MOST, STEPS, TrackReader, read_grid_files
 from espnet_atm.values import whole
 
@@ -87,6 +87,25 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
     }
 
 
+def refuse_foreign(file: Path) -> None:
+    """Refuse to write over a file that is no summary.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not file.exists():
+        return
+    try:
+        there = json.loads(read_text(file))
+    except ValueError:
+        there = None
+    if not isinstance(there, dict) or not {"utterances", "deciles"} <= there.keys():
+        raise UserError(
+            f"{file} was not made by espnet_atm.bin.summary, and is not written over; "
+            "move it away"
+        )
+
+
 def _kind(line: str) -> str:
     """A reason less the numbers and names that differ between utterances."""
     _, _, reason = line.strip().partition(" ")
@@ -96,6 +115,7 @@ def _kind(line: str) -> str:
 def main(cmd=None) -> None:
     """Summarise, print and write."""
     args = get_parser().parse_args(cmd)
+    refuse_foreign(args.confidence_dir / "summary.json")
     summary = summarize(args.confidence_dir, args.fs)
     write_once(args.confidence_dir / "summary.json", json.dumps(summary, indent=2))
     print(f"{args.confidence_dir}:")

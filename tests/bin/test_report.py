@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from espnet_atm.bin.report import get_parser, main, read_corpus
+from espnet_atm.errors import UserError
 
 
 @pytest.fixture
@@ -62,3 +63,15 @@ def test_scores_without_audio_are_refused(scored, tmp_path):
     scored[3] = str(tmp_path / "wav.scp")
     with pytest.raises(ValueError, match="no audio of utt0"):
         main(scored)
+
+
+def test_no_page_of_others_is_written_over(scored, tmp_path):
+    page = tmp_path / "report" / "report.html"
+    page.parent.mkdir()
+    page.write_text("<html>mine</html>")
+    with pytest.raises(UserError, match="report.html was not made by"):
+        main(scored)
+    assert page.read_text() == "<html>mine</html>"
+    page.unlink()
+    main(scored)
+    main(scored)

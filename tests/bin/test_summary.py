@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from espnet_atm.bin.summary import main
+from espnet_atm.errors import UserError
 
 
 @pytest.fixture
@@ -64,4 +65,31 @@ def test_nothing_skipped(scores, capsys):
 def test_nothing_scored_is_refused(scores):
     (scores / "confidence.scp").write_text("")
     with pytest.raises(ValueError, match="confidence.scp is empty: nothing is scored"):
+        main(["--confidence_dir", str(scores)])
+
+
+def test_no_file_of_others_is_written_over(scores):
+    for text in ("mine", "{}", "[1]"):
+        (scores / "summary.json").write_text(text)
+        with pytest.raises(UserError, match="summary.json was not made by"):
+            main(["--confidence_dir", str(scores)])
+        assert (scores / "summary.json").read_text() == text
+    (scores / "summary.json").unlink()
+    main(["--confidence_dir", str(scores)])
+    main(["--confidence_dir", str(scores)])
+
+
+@pytest.mark.parametrize("name", ["frame_shift", "sampling_rate"])
+@pytest.mark.parametrize("text", ["٣", "", "x", "1" * 31])
+def test_damaged_numbers_are_refused(scores, name, text):
+    (scores / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}: '.*' is not a positive whole number"):
+        main(["--confidence_dir", str(scores)])
+
+
+def test_exchanged_tracks_are_refused(scores):
+    scp = scores / "confidence.scp"
+    (a, first), (b, second) = (x.split() for x in scp.read_text().splitlines())
+    scp.write_text(f"{a} {second}\n{b} {first}\n")
+    with pytest.raises(UserError, match="a: .* is not its track"):
         main(["--confidence_dir", str(scores)])
