@@ -1,17 +1,22 @@
 """Audio as Kaldi users have it: files, pipes, archives, segments."""
 
+import contextlib
+import functools
 import hashlib
 import io
 import logging
 import math
 import os
 import re
+import shutil
+import signal
 import subprocess
+import tempfile
 import zlib
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Tuple, Union
+from typing import BinaryIO, Iterator, List, Optional, Tuple, Union
 
 import kaldiio
 import numpy as np
@@ -19,14 +24,17 @@ import scipy.signal
 import soundfile
 import torch
 
+from espnet_atm.containers import UNKNOWN_LENGTH, Damaged, Length, check_length
 from espnet_atm.errors import UserError, check_file
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 CHECKSUM_CHUNK = 1 << 20  # samples
-UNKNOWN_LENGTH = 0x7F000000
+ARCHIVED = r"(.+):([0-9]{1,18})"
+MP3 = rb"ID3|\xff[\xe0-\xff]"
+MP3_SLACK = 2 * 1152  # samples by which a decoder's beginning and end may differ
 
 
-class AudioError(ValueError):
+class AudioError(UserError):
     """Why an utterance has no usable audio."""
 
 
@@ -146,50 +154,185 @@ def read_audio(
 
     Args:
         source: a file that libsndfile reads, ``archive.ark:offset``, or a command that
-            ends with ``|`` and writes an audio file.
+            ends with ``|`` and writes an audio file. All parts of a pipeline have to
+            succeed; bash runs it.
         start, end: the part to read, in seconds.
 
     Returns:
         Samples (N,) or (N, channels), float32, in [-1, 1], and the sampling rate in Hz.
 
     Raises:
-        AudioError: when a file is missing or holds less than its header says, or a
-            command fails.
+        AudioError: when a file is missing or holds less than it says, or a command
+            fails.
         Exception: whatever the reader of a broken file raises.
     """
+    with _open(source) as file:
+        if not isinstance(file, tuple):
+            return _read_file(file, start, end)
+    rate, audio = file
+    first, last = _part(start, end, len(audio), rate)
+    return audio[first:last], rate
+
+
+def check_whole(source: str) -> None:
+    """Refuse audio that is cut off, by what its container says, without decoding it.
+
+    For who reads audio by other means, ESPnet's say, which take what is there. Costs
+    reading a header; of Ogg, reading the file.
+
+    Args:
+        source: see :func:`read_audio`; a command is not run, and passes.
+
+    Raises:
+        AudioError: saying what is missing; name the utterance yourself.
+    """
     if source.endswith("|"):
-        process = subprocess.run(source[:-1], shell=True, capture_output=True)
-        if process.returncode != 0:
-            message = process.stderr.decode(errors="replace").strip()[-200:]
-            raise AudioError(f"its command ends with {process.returncode}: {message}")
-        return _read_file(io.BytesIO(process.stdout), start, end)
-    path, _, offset = source.rpartition(":")
-    if path and offset.isdigit():
-        rate, audio = kaldiio.load_mat(source)
-        if audio.dtype.kind == "i":
-            audio = audio / np.float32(1 << (8 * audio.dtype.itemsize - 1))
-        first, last = _part(start, end, len(audio), rate)
-        return audio[first:last].astype(np.float32, copy=False), rate
-    return _read_file(source, start, end)
+        return
+    with _open(source) as file:
+        if not isinstance(file, tuple):
+            _check_length(file)
 
 
-def _read_file(
-    file: Union[str, io.BytesIO], start: float, end: float
-) -> Tuple[np.ndarray, int]:
-    if isinstance(file, str) and not Path(file).is_file():
-        hint = "; an id ends at its first space" if " " in file else ""
-        raise AudioError(f"no such file: {file}{hint}")
-    with soundfile.SoundFile(file) as f:
+@contextlib.contextmanager
+def _open(source: str) -> Iterator[Union[BinaryIO, Tuple[int, np.ndarray]]]:
+    """The bytes of an audio file, or the rate and samples that an archive holds."""
+    if source.endswith("|"):
+        yield io.BytesIO(_run(source[:-1]))
+        return
+    found = re.fullmatch(ARCHIVED, source)
+    path = found[1] if found else source
+    if not os.path.exists(path):
+        hint = "; an id ends at its first space" if " " in path else ""
+        raise AudioError(f"no such file: {path}{hint}")
+    try:
+        check_file(path)
+    except UserError as e:
+        raise AudioError(str(e)) from None
+    with open(path, "rb") as file:
+        if found:
+            file.seek(int(found[2]))
+            yield _read_archive(file)
+        else:
+            yield file
+
+
+def _run(command: str) -> bytes:
+    """What a command writes."""
+    shell = shutil.which("bash")
+    process = subprocess.run(
+        [shell, "-o", "pipefail", "-c", command] if shell else ["sh", "-c", command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    # What a later part takes no more of is no failure of the earlier one.
+    if process.returncode not in (0, 128 + signal.SIGPIPE):
+        message = process.stderr.decode(errors="replace").strip()[-200:]
+        raise AudioError(f"its command ends with {process.returncode}: {message}")
+    if not process.stdout:
+        message = process.stderr.decode(errors="replace").strip()[-200:]
+        raise AudioError(f"its command writes nothing{message and ': ' + message}")
+    return process.stdout
+
+
+def _read_archive(file: BinaryIO) -> Union[BinaryIO, Tuple[int, np.ndarray]]:
+    """The audio file at an archive's position, as Kaldi and ESPnet put it there."""
+    begin = file.tell()
+    head = file.read(8)
+    size = None
+    if head[:5] == b"AUDIO":
+        file.seek(begin + 6)
+        size = int.from_bytes(file.read(head[5]), "little")
+    elif head[:4] == b"RIFF":
+        size = 8 + int.from_bytes(head[4:8], "little")
+        file.seek(begin)
+    if size is not None and 44 <= size < UNKNOWN_LENGTH:
+        data = file.read(size)
+        if len(data) < size:
+            raise AudioError(f"is cut off: {len(data)} of {size} bytes are there")
+        return io.BytesIO(data)
+    if head[:3] in (b"PKL", b""):
+        what = "a pickle" if head else "no more"
+        raise AudioError(f"is no audio: the archive has {what} there")
+    file.seek(begin)
+    rate, audio = kaldiio.matio.read_kaldi(file)
+    if audio.dtype.kind == "i":
+        audio = audio / np.float32(1 << (8 * audio.dtype.itemsize - 1))
+    return rate, audio.astype(np.float32, copy=False)
+
+
+def _check_length(file: BinaryIO) -> Length:
+    try:
+        return check_length(file)
+    except Damaged as e:
+        raise AudioError(str(e)) from None
+
+
+def _read_file(file: BinaryIO, start: float, end: float) -> Tuple[np.ndarray, int]:
+    whole = end == math.inf
+    try:
+        length = check_length(file)
+    except Damaged as e:
+        if whole:
+            raise AudioError(str(e)) from None
+        length = Length()  # the part may be there
+    file.seek(0)
+    with contextlib.ExitStack() as stack:
+        if length.patch:
+            data = bytearray(file.read())
+            for at, patch in length.patch.items():
+                data[at : at + len(patch)] = patch
+            file = io.BytesIO(data)
+        elif isinstance(file, io.BytesIO) and re.match(MP3, file.getbuffer()[:3]):
+            # libsndfile knows it by its name.
+            named = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".mp3"))
+            named.write(file.getbuffer())
+            named.flush()
+            file = named
+        # A name is read faster than what Python has opened.
+        name = getattr(file, "name", None)
+        f = stack.enter_context(soundfile.SoundFile(file if name is None else name))
+        if length.samples is not None and abs(f.frames - length.samples) > MP3_SLACK:
+            raise AudioError(
+                f"does not say how long it is: {f.frames} samples are guessed from its "
+                f"bit rate, and it has about {length.samples}; convert it, e.g. to FLAC"
+            )
         first, last = _part(start, end, f.frames, f.samplerate)
-        if end == math.inf:
+        if whole:
             _refuse_cut_off(f)
-        f.seek(first)
-        audio = f.read(last - first, dtype="float32")
-        if len(audio) < last - first:
+        try:
+            if f.seekable():
+                f.seek(first)
+            else:
+                _skip(f, first)
+            audio = f.read(last - first, dtype="float32")
+        except soundfile.LibsndfileError as e:
+            raise AudioError(f"is cut off or damaged: {e}") from None
+        if len(audio) < last - first and length.samples is None:
             raise AudioError(
                 f"is cut off: {len(audio)} of {last - first} samples can be read"
             )
+        if whole and start == 0 and length.digest:
+            _check_digest(audio, length)
         return audio, f.samplerate
+
+
+def _skip(file: soundfile.SoundFile, samples: int) -> None:
+    """Read over what comes before; GSM 6.10, say, cannot be sought in."""
+    while samples > 0 and len(file.read(min(samples, 1 << 20), dtype="float32")):
+        samples -= 1 << 20
+
+
+def _check_digest(audio: np.ndarray, length: Length) -> None:
+    """Compare what a FLAC is decoded to with what was encoded."""
+    if length.bits not in (16, 24):
+        return
+    digest = hashlib.md5(usedforsecurity=False)
+    for start in range(0, len(audio), CHECKSUM_CHUNK):
+        part = audio[start : start + CHECKSUM_CHUNK].ravel() * 2.0 ** (length.bits - 1)
+        pcm = part.astype("<i4")[:, None].view(np.uint8)  # exactly
+        digest.update(pcm[:, : length.bits // 8].tobytes())
+    if digest.digest() != length.digest:
+        raise AudioError("is damaged: its samples do not have the checksum of the FLAC")
 
 
 def _part(start: float, end: float, samples: int, rate: int) -> Tuple[int, int]:
@@ -205,16 +348,23 @@ def _part(start: float, end: float, samples: int, rate: int) -> Tuple[int, int]:
 
 
 def _refuse_cut_off(file: soundfile.SoundFile) -> None:
-    """Refuse a file whose header promises more; libsndfile only notes it in its log.
+    """Refuse a file of which libsndfile notes in its log that there is less.
 
     What is written to a pipe promises 2 or 4 GiB, because its length is not known yet.
     """
-    pattern = r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)"
-    found = re.search(pattern, file.extra_info, re.MULTILINE)
+    info = file.extra_info
+    for pattern in (
+        r"^ *(?:data|SSND|Data Size|BODY) *: (\d+) \(should be (\d+)\)",
+        r"^Data length (\d+) should be (\d+)",
+    ):
+        found = re.search(pattern, info, re.MULTILINE)
+        if found:
+            promised, there = map(int, found.groups())
+            if there < promised < UNKNOWN_LENGTH:
+                raise AudioError(f"is cut off: {there} of {promised} bytes are there")
+    found = re.search(r"File seems to be truncated\. (\d+) <--> (\d+)", info)
     if found:
-        promised, there = map(int, found.groups())
-        if there < promised < UNKNOWN_LENGTH:
-            raise AudioError(f"is cut off: {there} of {promised} bytes are there")
+        raise AudioError(f"is cut off: {found[1]} of {found[2]} bytes are there")
 
 
 class AudioDataset(torch.utils.data.Dataset):
@@ -229,7 +379,7 @@ class AudioDataset(torch.utils.data.Dataset):
         utterances: the :class:`Table` that has their ids, in the first column.
 
     Raises:
-        ValueError: on bad lines, naming file and line.
+        UserError: on bad lines, naming file and line.
     """
 
     def __init__(
@@ -248,43 +398,86 @@ class AudioDataset(torch.utils.data.Dataset):
         for number, (utt, recording, *times) in enumerate(self.utterances, 1):
             where = f"{segments}:{number}: {utt}"
             if self.recordings.find(recording) is None:
-                raise ValueError(f"{where}: recording {recording} is not in {wav_scp}")
+                raise UserError(f"{where}: recording {recording} is not in {wav_scp}")
             try:
                 start, end = map(float, times)
             except ValueError:
-                raise ValueError(f"{where}: {times} are not two times") from None
-            if not 0 <= start < end:
-                raise ValueError(f"{where}: from {start} s to {end} s is no segment")
+                raise UserError(f"{where}: {times} are not two times") from None
+            if not 0 <= start < end < math.inf:
+                raise UserError(f"{where}: from {start} s to {end} s is no segment")
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> Union[np.ndarray, str]:
         """The samples (N,), float32, in [-1, 1]; or why there are none."""
-        utt, source, *times = self.utterances[index]
-        if self.segmented:
-            source = self.recordings[self.recordings.find(source)][1]
         try:
-            audio, rate = read_audio(source, *map(float, times))
+            return self.load(index)[0]
         except AudioError as e:
             return str(e)
+
+    def load(self, index: int) -> Tuple[np.ndarray, str]:
+        """The samples, and what tells this audio from other.
+
+        Returns:
+            (N,), float32, in [-1, 1]; and how many samples were read, at how many Hz,
+            with which :func:`checksum`, before they were resampled.
+
+        Raises:
+            AudioError: saying why there are none.
+        """
+        utt = self.utterances[index][0]
+        source, times = self._source(index)
+        try:
+            audio, rate = read_audio(source, *times)
+        except AudioError:
+            raise
         except Exception as e:  # whatever the reader of this audio format raises
-            return f"cannot be read: {type(e).__name__}: {e}"
+            raise AudioError(f"cannot be read: {type(e).__name__}: {e}") from None
         if audio.ndim != 1:
-            return (
+            raise AudioError(
                 f"has {audio.shape[1]} channels; choose one, e.g. by format_wav_scp.sh"
             )
         if audio.size == 0:
-            return "is empty"
+            raise AudioError("is empty")
         if not np.isfinite(audio).all():
-            return "has samples that are not finite"
+            raise AudioError("has samples that are not finite")
+        record = f"{len(audio)} {rate} {checksum(audio)}"
         if self.sampling_rate not in (None, rate):
             _tell_once(utt, rate, self.sampling_rate)
             divisor = math.gcd(rate, self.sampling_rate)
             audio = scipy.signal.resample_poly(
                 audio, self.sampling_rate // divisor, rate // divisor
             ).astype(np.float32)
-        return audio
+        return audio, record
+
+    def _source(self, index: int) -> Tuple[str, List[float]]:
+        """What to read, and from when to when, in seconds."""
+        _, source, *times = self.utterances[index]
+        if self.segmented:
+            source = self.recordings[self.recordings.find(source)][1]
+        return source, list(map(float, times))
+
+    def source_hash(self, index: int) -> str:
+        """Changes when audio may have: with its file's place, size or time, or its part.
+
+        Of a command only the words are looked at.
+        """
+        source, times = self._source(index)
+        what = [source, *map(repr, times)]
+        if not source.endswith("|"):
+            found = re.fullmatch(ARCHIVED, source)
+            what.append(_file_state(found[1] if found else source))
+        return hashlib.blake2b("\0".join(what).encode(), digest_size=8).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)  # utterances share archives and recordings
+def _file_state(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 _told = set()

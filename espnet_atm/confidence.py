@@ -1,7 +1,8 @@
 """Frame and utterance confidence (Ask2Mask, Sec. III; Baskar et al. 2022)."""
 
 import math
-from typing import TYPE_CHECKING, Optional, Union
+import sys
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def frame_confidence(
         raise ValueError(f"log_probs must be (B, T, V), got {tuple(log_probs.shape)}")
     if measure not in MEASURES:
         raise ValueError(f"measure must be one of {MEASURES}, got {measure!r}")
-    if not temperature > 0:
+    if not is_positive(temperature):
         raise ValueError(f"temperature must be positive, got {temperature}")
     if log_probs.numel() > 0 and not log_probs.max() <= 1e-3:  # NaN is not either
         raise ValueError(
@@ -136,6 +137,8 @@ def smooth_confidence(
     Returns:
         (B, T), float; zero at padding.
     """
+    # More frames than there are: all of them, around each, as an odd window has it.
+    smooth = min(smooth, 2 * confidence.size(1) + smooth % 2)
     steps = torch.arange(confidence.size(1), device=confidence.device)
     valid = (steps < lengths[:, None]).to(confidence.dtype)  # (B, T)
     window = confidence.new_ones(1, 1, smooth)
@@ -151,16 +154,22 @@ def check_refinement(smooth: int, energy_gate: Optional[float]) -> None:
     """Refuse impossible options of :func:`refine_confidence`.
 
     Raises:
-        ValueError: naming the option and its value.
+        UserError: naming the option and its value.
     """
     if isinstance(smooth, bool) or not (isinstance(smooth, int) and smooth >= 1):
-        raise ValueError(
+        raise UserError(
             f"smooth: {smooth!r} is not a positive number of frames; write e.g. 10"
         )
-    if energy_gate is not None and not energy_gate > 0:
-        raise ValueError(
+    if energy_gate is not None and not is_positive(energy_gate):
+        raise UserError(
             f"energy_gate: {energy_gate!r} is not a positive number of dB; write e.g. 30"
         )
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a number, positive and finite; True and ``"1"`` are none."""
+    kind = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return kind and 0 < value <= sys.float_info.max
 
 
 def refine_confidence(

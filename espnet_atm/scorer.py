@@ -1,5 +1,6 @@
 """The external ASR model that says how sure it is of each frame."""
 
+import errno
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Tuple, Union
 
@@ -8,6 +9,7 @@ import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 
 from espnet_atm.confidence import frame_confidence, refine_confidence
+from espnet_atm.errors import UserError, check_file, read_config
 from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
@@ -15,6 +17,13 @@ from espnet_atm.frames import (
     subsampling_layers,
 )
 from espnet_atm.transducer import ASRTask  # also reads a transducer that has a CTC head
+from espnet_atm.weights import load_weights, read_weights
+
+# What an utterance goes through up to the CTC head; the decoder is not looked at.
+SCORING = (
+    *("frontend.", "normalize.", "preencoder.", "encoder.", "postencoder.", "ctc."),
+)
+CONTEXT_SECONDS = 5  # that a frame hears to each side, at least, in long utterances
 
 
 class Scorer:
@@ -31,7 +40,7 @@ class Scorer:
         sampling_rate: in Hz.
 
     Raises:
-        ValueError: when the model has no CTC head.
+        UserError: when the model has no CTC head.
     """
 
     def __init__(
@@ -42,7 +51,7 @@ class Scorer:
         half: bool = False,
     ):
         if getattr(model, "ctc", None) is None:
-            raise ValueError(
+            raise UserError(
                 "the scorer has no CTC head (ctc_weight: 0.0); Ask2Mask needs "
                 "frame-synchronous posteriors: train it with ctc_weight above 0"
             )
@@ -66,19 +75,52 @@ class Scorer:
             asr_train_config: ``config.yaml`` of the experiment.
             asr_model_file: the ``.pth`` beside it.
             device, half: see the class.
+
+        Raises:
+            UserError: naming the file, when the config is no ASR model's, or the weights
+                up to the CTC head are not all there, are others, or are not finite.
+            OSError: when one cannot be opened.
         """
         for file in (asr_train_config, asr_model_file):
-            if not Path(file).is_file():
-                raise FileNotFoundError(f"scorer: no such file: {file}")
-        model, args = ASRTask.build_model_from_file(
-            str(asr_train_config), str(asr_model_file), device
-        )
+            if not Path(file).exists():
+                raise FileNotFoundError(
+                    errno.ENOENT, "scorer: no such file", str(file)
+                )
+            check_file(file)
+        config = read_config(asr_train_config)
+        for name in ("token_list", "encoder", "ctc_conf"):
+            if name not in config:
+                raise UserError(
+                    f"{asr_train_config}: is not the config.yaml of an ASR model: it has "
+                    f"no {name}"
+                )
+        state = read_weights(asr_model_file)
+        try:
+            model, args = ASRTask.build_model_from_file(
+                str(asr_train_config), str(asr_model_file), device
+            )
+        except Exception as e:  # whatever ESPnet raises on a config that is none
+            raise UserError(
+                f"{asr_train_config}: no ASR model can be built from it and "
+                f"{asr_model_file}: {type(e).__name__}: {' '.join(str(e).split())[:300]}"
+            ) from e
+        if getattr(model, "ctc", None) is not None:
+            load_weights(model, state, asr_model_file, asr_train_config, SCORING)
         if getattr(model, "frontend", None) is None:
-            raise ValueError(
+            raise UserError(
                 f"{asr_train_config}: the scorer has no frontend (input_size: "
                 f"{args.input_size}); scoring starts from audio"
             )
-        rate = humanfriendly.parse_size(str(args.frontend_conf.get("fs", 16000)))
+        conf = args.frontend_conf if isinstance(args.frontend_conf, dict) else {}
+        fs = conf.get("fs", 16000)
+        try:
+            rate = humanfriendly.parse_size(str(fs))
+        except humanfriendly.InvalidSize:
+            rate = 0
+        if rate < 1:
+            raise UserError(
+                f"{asr_train_config}: frontend_conf.fs: {fs!r} is no sampling rate"
+            )
         return cls(model, rate, device, half)
 
     @torch.inference_mode()
@@ -142,6 +184,55 @@ class Scorer:
             energy_gate,
         )
         return refined, frames
+
+    def score_long(
+        self,
+        speech: torch.Tensor,
+        max_samples: int,
+        smooth: int = 1,
+        energy_gate: Optional[float] = None,
+        **measure,
+    ) -> torch.Tensor:
+        """Confidence of an utterance that is too long to be encoded at once.
+
+        An approximation: windows that overlap are scored one by one, and of each counts
+        the inner part, so that every frame has heard what is around it. Windows begin at
+        multiples of the frame shift, which makes their frames those of the whole.
+        Smoothing and gate then see the utterance as a whole.
+
+        Args:
+            speech: (N,), float32, in [-1, 1], at :attr:`sampling_rate`.
+            max_samples: of a window.
+            smooth, energy_gate, measure: see :meth:`score`.
+
+        Returns:
+            (T,), float32, on the CPU.
+        """
+        shift = self.grid.shift
+        beside = min(max_samples // 8, CONTEXT_SECONDS * self.sampling_rate) // shift
+        step = max_samples // shift - 2 * beside
+        parts, first = [], 0
+        while True:
+            window = speech[first * shift : first * shift + max_samples]
+            confidence, frames = self.score(
+                window[None], torch.tensor([len(window)]), **measure
+            )
+            found = confidence[0, : frames[0]].cpu()
+            last = first * shift + max_samples >= len(speech)
+            parts.append(found[beside if first else 0 : None if last else step + beside])
+            if last:
+                break
+            first += step
+        whole = torch.cat(parts)[None]
+        return refine_confidence(
+            whole,
+            torch.tensor([whole.size(1)]),
+            speech[None],
+            torch.tensor([len(speech)]),
+            self.grid,
+            smooth,
+            energy_gate,
+        )[0]
 
     def is_too_short(self, num_samples: int) -> bool:
         """Whether so many samples are known to be too few for a frame.

@@ -28,7 +28,7 @@ from typeguard import typechecked
 
 from espnet_atm.collate import SyncedCollateFn
 from espnet_atm.config import TRACK, SSLConf, find_track
-from espnet_atm.data import LABELS, Reading, check_lists, check_not_all_zero, parts_of
+from espnet_atm.data import Reading, check_lists, check_not_all_zero, parts_of
 from espnet_atm.errors import UserError, read_config, read_text
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.losses.best_rq import BestRQLoss

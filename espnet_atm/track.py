@@ -105,6 +105,20 @@ class TrackReader(Mapping):
             check_mean(track, self._row(self.means, utt)[1], utt, self.means.path)
         return track
 
+    def check_complete(self) -> None:
+        """Refuse a list that lacks tracks which the files beside it have.
+
+        Raises:
+            UserError: naming the two files, with their numbers of lines.
+        """
+        for table in (self.means, self.audio):
+            if table is not None and len(table) != len(self.tracks):
+                raise UserError(
+                    f"{self.path}: has {len(self.tracks)} tracks, and {table.path} "
+                    f"{len(table)} lines: lines are lost, or the run that scores is not "
+                    "at its end; run espnet_atm.bin.score again"
+                )
+
     def _row(self, table: Table, utt: str) -> list:
         index = table.find(utt)
         if index is None:
@@ -294,7 +308,7 @@ def read_scorer(folder: Path) -> Optional[Dict[str, Any]]:
         if isinstance(e, UserError):
             raise
         found = None
-    if not isinstance(found, dict) or "model" not in found:
+    if not isinstance(found, dict) or not found:
         raise UserError(
             f"{file}: is damaged, or not what espnet_atm.bin.score writes there: it does "
             "not say what made the scores; score again into an empty folder"

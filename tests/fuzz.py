@@ -501,14 +501,17 @@ def damaged_audio(m: Material, rng: random.Random) -> Case:
         if how == 3 and file.suffix == ".flac":
             at = rng.randrange(200, len(data) - 100)
             return data[:at] + rng.randbytes(50) + data[at + 50 :]
+        if command == "score":  # which knows no other audio of it yet
+            return b""
         other = m.folder / f"utt{rng.randrange(UTTERANCES)}"
         for x in (other.with_suffix(".wav"), other.with_suffix(".flac")):
             if x in m.inputs:
                 return m.inputs[x]
         return b""
 
-    case = damage_file(m, file, "audio", ("score", "train"), damage, rng)
-    if case.command == "score":
+    command = rng.choice(("score", "train"))
+    case = damage_file(m, file, "audio", (command,), damage, rng)
+    if command == "score":
         shutil.rmtree(m.scores)  # from the beginning: what is scored is not read again
     return case
 

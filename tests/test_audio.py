@@ -1,3 +1,6 @@
+import os
+import pickle
+import re
 import subprocess
 import sys
 
@@ -7,7 +10,9 @@ import pytest
 import soundfile
 from conftest import ROOT
 
-from espnet_atm.audio import AudioDataset, AudioError, Table, read_audio
+from espnet_atm import audio
+from espnet_atm.audio import AudioDataset, AudioError, Table, checksum, read_audio
+from espnet_atm.errors import UserError
 
 RATE = 16000
 PYSCRIPTS = ROOT / "egs2" / "TEMPLATE" / "asr1" / "pyscripts"
@@ -49,6 +54,111 @@ def test_pipes(tmp_path, speech, form):
 def test_a_pipe_that_fails_is_told(tmp_path):
     with pytest.raises(AudioError, match="its command ends with 1: .*No such file"):
         read_audio(f"cat {tmp_path}/nothing.wav |")
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("false | cat {0}/x.wav", "its command ends with 1: "),
+        ("cat {0}/nothing.wav | cat {0}/x.wav", "ends with 1: .*nothing.wav"),
+        ("head -c 20000 {0}/x.wav", "is cut off: 199.. of 32000 bytes are there"),
+        ("true", "its command writes nothing$"),
+        ("cat", "its command writes nothing$"),  # nor does it wait for the keyboard
+        ("true; echo no such recorder >&2", "writes nothing: no such recorder"),
+        ("cat {0}/x.wav; exit 3", "its command ends with 3: "),
+        ("no_such_command", "its command ends with 127: .*no_such_command"),
+        ("echo hello", "cannot be read"),
+    ],
+)
+def test_pipes_that_fail_in_any_part(tmp_path, speech, command, message):
+    soundfile.write(tmp_path / "x.wav", speech, RATE, subtype="PCM_16")
+    (tmp_path / "wav.scp").write_text(f"u {command.format(tmp_path)} |\n")
+    found = AudioDataset(tmp_path / "wav.scp")[0]
+    assert isinstance(found, str) and re.search(message, found, re.DOTALL)
+
+
+def test_a_pipe_may_leave_the_rest(tmp_path, speech):
+    """The part before the last ends by a signal then."""
+    soundfile.write(tmp_path / "x.wav", speech, RATE, subtype="PCM_16")
+    zeros = "head -c 10000000 /dev/zero"
+    audio, _ = read_audio(f"(cat {tmp_path}/x.wav; {zeros}) | head -c 32044 |")
+    assert close(audio, speech)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    lines = [f"{name} {tmp_path}/{name}\n" for name in ("fifo", "folder", "none")]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "wav.scp").write_text("".join(lines) + "ark x.ark:5\nnull /dev/null\n")
+    dataset = AudioDataset(tmp_path / "wav.scp")
+    for found, message in zip(
+        (dataset[i] for i in range(5)),
+        ("is a pipe", "is a folder", "no such file", "no such file: x.ark", "a device"),
+    ):
+        assert isinstance(found, str) and message in found
+    for name, message in (("fifo", "is a pipe"), ("folder", "is a folder")):
+        with pytest.raises(UserError, match=message):
+            Table(tmp_path / name, 2)
+    with pytest.raises(FileNotFoundError):
+        Table(tmp_path / "none", 2)
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
+    (tmp_path / "wav.scp").write_bytes(b"\xef\xbb\xbfa x\r\nb y\r\n")
+    table = Table(tmp_path / "wav.scp", 2)
+    assert list(table) == [["a", "x"], ["b", "y"]] and table.find("a") == 0
+    assert list(pickle.loads(pickle.dumps(table))) == list(table)
+    (tmp_path / "wav.scp").write_bytes(b"a x\n\xef\xbb\xbfb y\n")
+    with pytest.raises(UserError, match="wav.scp:2: holds a byte-order mark"):
+        Table(tmp_path / "wav.scp", 2)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"a x\nb \xff\n", ":2: is no text in UTF-8"),
+        (b"a x\nb y\0\n", ":2: holds a null"),
+        (b"\xff\xfea\0 \0x\0\n\0", ":1: "),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path, data, message):
+    (tmp_path / "wav.scp").write_bytes(data)
+    with pytest.raises(UserError, match=f"wav.scp{message}"):
+        Table(tmp_path / "wav.scp", 2)
+
+
+def test_a_checksum_is_the_same_for_all_readers(tmp_path, speech):
+    for subtype in ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
+        soundfile.write(tmp_path / "x.wav", speech, RATE, subtype=subtype)
+        once, twice = (
+            checksum(soundfile.read(tmp_path / "x.wav", dtype=x)[0])
+            for x in ("float32", "float64")
+        )
+        assert once == twice == checksum(read_audio(f"{tmp_path}/x.wav")[0])
+    assert checksum(speech) != checksum(speech[::-1])
+    assert checksum(np.array([1e30, -1e30])) == checksum(np.array([1e20, -1e20]))
+
+
+def test_what_tells_audio_from_other(tmp_path, speech):
+    for name in ("x", "y"):
+        soundfile.write(tmp_path / f"{name}.wav", speech, RATE, subtype="PCM_16")
+    (tmp_path / "wav.scp").write_text("".join(f"{x} {tmp_path}/{x}.wav\n" for x in "xy"))
+    (tmp_path / "segments").write_text("u x 0 0.5\nv x 0 0.6\n")
+
+    def read(**options):
+        dataset = AudioDataset(tmp_path / "wav.scp", **options)
+        audio._file_state.cache_clear()
+        return [(dataset.load(i)[1], dataset.source_hash(i)) for i in range(2)]
+
+    (first, there), (second, elsewhere) = read()
+    assert first == second == f"{RATE} {RATE} {checksum(read_audio(f'{tmp_path}/x.wav')[0])}"
+    assert there != elsewhere
+    assert read(sampling_rate=8000)[0] == (first, there)
+    (half, one), (more, other) = read(segments=tmp_path / "segments")
+    assert half.startswith("8000 16000 ") and more.startswith("9600 16000 ")
+    assert one != other
+    os.utime(tmp_path / "x.wav", ns=(1, 1))
+    assert read()[0][0] == first and read()[0][1] != there
 
 
 @pytest.mark.parametrize("form", ["wav.ark", "flac.ark"])
@@ -96,6 +206,8 @@ def test_segments(tmp_path, wav, speech):
         ("u x 0 1", "segments:1: u: recording x is not in .*wav.scp"),
         ("u rec 1 1", "from 1.0 s to 1.0 s is no segment"),
         ("u rec 0 end", "are not two times"),
+        ("u rec 0 inf", "from 0.0 s to inf s is no segment"),
+        ("u rec nan 1", "from nan s to 1.0 s is no segment"),
         ("u rec 0", "segments:1: no 4 columns in 'u rec 0'"),
     ],
 )

@@ -11,6 +11,7 @@ import soundfile
 import torch
 import yaml
 from conftest import LOSSES
+from test_track import store
 
 from espnet_atm.data import Reading, check_lists, check_not_all_zero
 from espnet_atm.errors import UserError
@@ -450,3 +451,103 @@ def test_augmentation_sees_what_was_checked():
     speech = np.ones(8, np.float32)
     found = Reading(stock, 16000)("a", {"speech": speech})
     assert (seen[0] == speech).all() and np.isnan(found["speech"]).all()
+
+
+def scored(own) -> None:
+    """Have the copy's tracks as scoring leaves them, with what it notes beside them."""
+    tracks = {
+        utt: track[:, 0]
+        for utt, track in kaldiio.load_scp(str(own / "confidence.scp")).items()
+    }
+    audio = {utt: soundfile.read(own / f"{utt}.wav", dtype="float32")[0] for utt in tracks}
+    store(own, tracks, audio=audio)
+
+
+def exchange(own):
+    """The archive's places of two utterances, as if they were the other's."""
+
+    def change(lines):
+        (one, here), (two, there) = (line.split() for line in lines[-2:])
+        return [*lines[:-2], f"{one} {there}", f"{two} {here}"]
+
+    rewrite(own / "confidence.scp", change)
+
+
+def flip(own):
+    """A bit of the last track's last frame."""
+    data = bytearray((own / "confidence.ark").read_bytes())
+    data[-1] ^= 1
+    (own / "confidence.ark").write_bytes(data)
+
+
+def other_audio(own):
+    soundfile.write(own / f"{LAST}.wav", read_last(own)[::-1], 16000, subtype="PCM_16")
+
+
+def longer_audio(own):
+    speech = np.concatenate([read_last(own), np.zeros(3200)])
+    soundfile.write(own / f"{LAST}.wav", speech, 16000, subtype="PCM_16")
+    labels = " 0" * 20
+    rewrite(own / "text", lambda x: [*x[:-1], x[-1] + labels])
+
+
+FOREIGN = {
+    "exchanged": (exchange, "utt[89]: .*is not its track"),
+    "flipped": (flip, f"{LAST}: .*(checksum|not the mean)"),
+    "other audio": (other_audio, f"{LAST}: its audio is not what was scored"),
+    "longer audio": (longer_audio, f"{LAST}: .*(is not what was scored|does not fit)"),
+}
+
+
+@pytest.mark.parametrize(
+    "fault, options",
+    [
+        *((fault, options) for fault in FOREIGN for options in ([], STATS)),
+        ("other audio", WORKERS),
+    ],
+)
+def test_tracks_that_are_not_this_audios_are_refused(command, own, fault, options):
+    change, message = FOREIGN[fault]
+    scored(own)
+    change(own)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        ATMSSLTask.main(cmd=command(ssl_conf=ATM) + options)
+
+
+@pytest.mark.parametrize("fault", ["exchanged", "longer audio"])
+def test_tracks_by_others_are_held_to_their_id_and_length(command, own, fault):
+    change, message = FOREIGN[fault]
+    change(own)
+    with pytest.raises(UserError, match=message):
+        ATMSSLTask.main(cmd=command(ssl_conf=ATM))
+
+
+@pytest.mark.parametrize("masker", [ATM, RANDOM], ids=["atm", "random"])
+def test_tracks_as_scoring_leaves_them_are_trained_with(command, own, masker):
+    scored(own)
+    cmd = command(ssl_conf=masker)
+    ATMSSLTask.main(cmd=cmd)
+    assert (folder_of(cmd) / "1epoch.pth").exists()
+
+
+def test_parts_are_held_to_what_is_noted_beside_the_whole(command, own):
+    scored(own)
+    split(own)
+    other_audio(own)
+    cmd = command(only="train", ssl_conf=ATM) + ["--multiple_iterator", "true"]
+    with pytest.raises(UserError, match=f"{LAST}: its audio is not what was scored"):
+        ATMSSLTask.main(cmd=cmd)
+
+
+def test_a_track_that_is_no_confidence_is_refused_of_any_type(command, own):
+    lines = []
+    for line in (own / "confidence.scp").read_text().splitlines():
+        utt, source = line.split()
+        track = kaldiio.load_mat(source)
+        track[3] = np.nan if utt == LAST else track[3]
+        np.save(own / f"{utt}.npy", track)
+        lines.append(f"{utt} {own}/{utt}.npy\n")
+    (own / "confidence.scp").write_text("".join(lines))
+    cmd = [x.replace("confidence,kaldi_ark", "confidence,npy") for x in command(ssl_conf=ATM)]
+    with pytest.raises(UserError, match=f"{LAST}: confidence must be in .* nan in frame 3"):
+        ATMSSLTask.main(cmd=cmd)

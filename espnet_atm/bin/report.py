@@ -7,17 +7,18 @@ import logging
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
-import kaldiio
 import matplotlib
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from espnet_atm.audio import read_audio
-from espnet_atm.confidence import check_track, frame_energy
+from espnet_atm.audio import Table, read_audio
+from espnet_atm.confidence import frame_energy
+from espnet_atm.errors import UserError, one_line_errors
 from espnet_atm.frames import FrameGrid
-from espnet_atm.masking import sample_span_mask
-from espnet_atm.track import read_track_grid
+from espnet_atm.masking import check_mask_options, sample_span_mask
+from espnet_atm.track import MOST, TrackReader, read_track_grid
+from espnet_atm.values import number, whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -66,31 +67,68 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_pairs(file: Path) -> Dict[str, str]:
-    """A two-column Kaldi file as a dict, in file order."""
-    with file.open(encoding="utf-8") as f:
-        return dict(line.rstrip("\n").split(maxsplit=1) for line in f if line.strip())
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse impossible options before anything is read or written.
+
+    Raises:
+        UserError: naming the option and its value.
+    """
+    check_mask_options(args.mask_ratio, args.span, STRATEGIES[0])
+    whole("fs", args.fs, most=MOST)
+    whole("max_utterances", args.max_utterances, most=MOST)
+    whole("num_examples", args.num_examples, least=0, most=MOST)
+
+
+def read_categories(args: argparse.Namespace) -> Dict[str, str]:
+    """The condition of each utterance, where it is known."""
+    return dict(Table(args.utt2category, 2)) if args.utt2category else {}
+
+
+def read_means(file: Path) -> Dict[str, float]:
+    """The confidence of each utterance.
+
+    Raises:
+        UserError: naming the utterance whose value is none.
+    """
+    means = {}
+    for utt, text in Table(file, 2):
+        try:
+            means[utt] = number("mean confidence", float(text), within=(0, 1))
+        except ValueError:
+            raise UserError(f"{file}: {utt}: {text!r} is not in [0, 1]") from None
+    return means
 
 
 def read_corpus(args: argparse.Namespace) -> List[Scored]:
-    """Confidence and energy of an even selection of utterances."""
+    """Confidence and energy of an even selection of utterances.
+
+    Raises:
+        UserError: naming the utterance that has no audio, or no track that fits it.
+    """
     folder = Path(args.confidence_dir)
     grid = read_track_grid(str(folder / "confidence.scp"), args.fs)
-    tracks = read_pairs(folder / "confidence.scp")
-    wavs = read_pairs(Path(args.wav_scp))
-    categories = read_pairs(Path(args.utt2category)) if args.utt2category else {}
-    utts = list(tracks)
-    if not utts:
-        raise ValueError(f"{folder}/confidence.scp is empty: score the corpus first")
-    step = max(len(utts) // args.max_utterances, 1)
+    tracks = TrackReader(folder / "confidence.scp")
+    wavs = Table(args.wav_scp, 2)
+    categories = read_categories(args)
+    if not tracks:
+        raise UserError(f"{folder}/confidence.scp is empty: score the corpus first")
+    tracks.check_complete()
+    step = max(len(tracks) // args.max_utterances, 1)
     scored = []
-    for utt in tqdm(utts[::step], unit="utt", mininterval=5):
-        if utt not in wavs:
-            raise ValueError(f"{args.wav_scp} has no audio of {utt}, which has a score")
-        speech, rate = read_audio(wavs[utt])
+    for utt in tqdm(list(tracks)[::step], unit="utt", mininterval=5):
+        index = wavs.find(utt)
+        if index is None:
+            raise UserError(f"{args.wav_scp} has no audio of {utt}, which has a score")
+        try:
+            speech, rate = read_audio(wavs[index][1])
+        except Exception as e:  # whatever the reader of this audio format raises
+            raise UserError(f"{utt}: {e or type(e).__name__}") from None
         if rate != args.fs:
-            raise ValueError(f"{utt}: sampled at {rate} Hz, not at --fs {args.fs}")
-        track = check_track(kaldiio.load_mat(tracks[utt]), utt)
+            raise UserError(f"{utt}: sampled at {rate} Hz, not at --fs {args.fs}")
+        if speech.ndim != 1 or not speech.size or not np.isfinite(speech).all():
+            raise UserError(f"{utt}: its audio is empty, of several channels or not finite")
+        tracks.check_audio(utt, speech, rate)
+        track = tracks[utt]
         energy = frame_energy(
             torch.from_numpy(speech)[None],
             torch.tensor([len(speech)]),
@@ -98,7 +136,7 @@ def read_corpus(args: argparse.Namespace) -> List[Scored]:
             torch.tensor([len(track)]),
         )[0].numpy()
         scored.append(Scored(utt, categories.get(utt, "all"), track, energy, speech))
-    logging.info(f"{len(scored)} of {len(utts)} utterances looked at")
+    logging.info(f"{len(scored)} of {len(tracks)} utterances looked at")
     return scored
 
 
@@ -252,13 +290,13 @@ def main(cmd=None) -> None:
     """Read, plot, write."""
     args = get_parser().parse_args(cmd)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    check_options(args)
+    folder = Path(args.confidence_dir)
+    categories = read_categories(args)
+    means = read_means(folder / "utt2confidence")
+    scored = read_corpus(args)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    folder = Path(args.confidence_dir)
-    categories = read_pairs(Path(args.utt2category)) if args.utt2category else {}
-    means = {k: float(v) for k, v in read_pairs(folder / "utt2confidence").items()}
-
-    scored = read_corpus(args)
     figures = plot_frames(scored, output / "frame_confidence.png")
     groups = plot_utterances(means, categories, output / "utterance_confidence.png")
     summary = [["", ""], ["utterances scored", str(len(means))]]
@@ -307,4 +345,5 @@ def main(cmd=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("espnet_atm.bin.report"):
+        main()

@@ -8,7 +8,15 @@ Writes into ``--output_dir``
 - ``frame_shift``, ``frame_offset``: samples between frames, centre of the first, at
   the ``sampling_rate`` of the scorer, in Hz;
 - ``scorer``: what made the scores; others are not mixed in;
-- ``skipped``: utterances without a score, and why.
+- ``utt2audio``: what audio was scored, and a checksum of each track: ``utt samples Hz
+  checksum source track``; where a source is another by now, its audio is compared;
+- ``skipped``: utterances without a score, and why;
+- ``scoring``, while it runs: the utterances at work and their seconds.
+
+Nothing that is there and was not made by this program is written over.
+
+Utterances above ``--max_seconds`` are scored in overlapping windows, an approximation
+that bounds the memory: a scorer that sees the whole may differ a little in each frame.
 
 Reads what Kaldi users have: ``wav.scp`` with files, pipes and archives, and
 ``segments``. Audio at another rate than the scorer's is resampled.
@@ -22,6 +30,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -34,11 +43,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
+    Any,
     BinaryIO,
+    Callable,
     Dict,
     Hashable,
     Iterator,
     List,
+    NamedTuple,
     TextIO,
     Tuple,
     Union,
@@ -50,8 +62,19 @@ import torch
 from espnet2.utils.types import float_or_none, str2bool
 from tqdm import tqdm
 
-from espnet_atm.audio import AudioDataset, Table
-from espnet_atm.confidence import MEASURES, check_refinement
+from espnet_atm.audio import AudioDataset, AudioError, Table
+from espnet_atm.confidence import MEASURES, check_refinement, is_positive
+from espnet_atm.errors import UserError, check_file, one_line_errors
+from espnet_atm.track import (
+    AUDIO_COLUMNS,
+    SOURCE,
+    check_mean,
+    has_id,
+    read_grid_files,
+    read_record,
+    read_scorer,
+    record_checksum,
+)
 
 if TYPE_CHECKING:
     from espnet_atm.scorer import Scorer
@@ -66,6 +89,13 @@ PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent
 # Audio of a batch, padding included, on a CPU and on a GPU. What a larger batch computes
 # does not stay in a CPU's caches: 100 s are a quarter slower than 30 s.
 BATCH_SECONDS = (30, 1000)
+# Audio that is encoded at once: a conformer's memory grows with its square. XXX
+MAX_SECONDS = 120
+LEAST_SECONDS = 10
+# What is written here; with `scorer`, which comes first, all of it is this program's.
+GROWING = ("confidence.ark", "confidence.scp", "utt2confidence", "utt2audio")
+GRID = ("frame_shift", "frame_offset", "sampling_rate")
+OUTPUTS = (*GROWING, *GRID, "skipped", "skipped.partial", "scoring")
 ONE_BYTE_ZERO_ONE = 7  # Kaldi's kOneByteZeroOne: steps of 1/255
 TOO_SHORT = "{} samples are too short for one frame"
 
@@ -95,6 +125,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="samples of a batch, padding included (default: {} s, on a GPU {} s)".format(
             *BATCH_SECONDS
         ),
+    )
+    parser.add_argument(
+        "--max_seconds",
+        type=float,
+        default=MAX_SECONDS,
+        help="score what is longer in overlapping windows of so many seconds; inf: "
+        "whatever the length",
     )
     parser.add_argument(
         "--num_workers",
@@ -128,17 +165,19 @@ def check_options(args: argparse.Namespace) -> None:
     """Refuse impossible options before anything is loaded or written.
 
     Raises:
-        ValueError: naming the option and its value.
+        UserError: naming the option and its value.
     """
     check_refinement(args.smooth, args.energy_gate)
-    if not 0 < args.temperature < math.inf:
-        raise ValueError(
+    if not is_positive(args.temperature):
+        raise UserError(
             f"temperature: {args.temperature} is not a positive number; write e.g. 2"
         )
+    if not args.max_seconds >= LEAST_SECONDS:
+        raise UserError(f"max_seconds: {args.max_seconds} is less than {LEAST_SECONDS}")
     for name, least in (("batch_bins", 1), ("num_workers", 0), ("max_skipped", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
-            raise ValueError(f"{name}: {value} is less than {least}")
+            raise UserError(f"{name}: {value} is less than {least}")
 
 
 def num_workers(args: argparse.Namespace) -> int:
@@ -163,6 +202,7 @@ def describe_scorer(args: argparse.Namespace) -> Dict:
     """Checksums of the model, and the measure: what the scores depend on."""
 
     def digest(file: str) -> str:
+        check_file(file)
         with open(file, "rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -176,16 +216,46 @@ def describe_scorer(args: argparse.Namespace) -> Dict:
 def write_once(file: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as f:
+        f.write(text + "\n")
+        f.flush()
+        os.fsync(f.fileno())
     partial.replace(file)
+
+
+def refuse_foreign(output_dir: Path) -> None:
+    """Refuse a folder with files that this program would change and did not make.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    scorer = read_scorer(output_dir)
+    if scorer is not None:
+        if not {"model", "config"} <= scorer.keys():
+            raise UserError(
+                f"{output_dir / 'scorer'}: does not say what made the scores; give "
+                "another --output_dir, or remove that one"
+            )
+        return
+    for name in OUTPUTS:
+        file = output_dir / name
+        # Empty ones are of a run that ended at once.
+        if file.is_symlink() or file.exists() and (
+            not file.is_file() or file.stat().st_size
+        ):
+            raise UserError(
+                f"{file} was not made by espnet_atm.bin.score, which leaves a file "
+                "scorer beside it, and is not written over; give another --output_dir"
+            )
 
 
 class ScoreWriter:
     """The growing files, kept in step however the last run ended.
 
-    Records go to the ark, then to the scp, then to ``utt2confidence``; on opening, all
-    are cut back to the records that all three hold whole. One process at a time:
-    another one waits until this one has ended, however it ends.
+    Records go to the ark, then to the scp, to ``utt2confidence`` and to ``utt2audio``;
+    on opening, each is looked at, and all are cut back to the records that all four hold
+    whole. Cut is what a run that was killed leaves: an end that is not whole. One
+    process at a time: another one waits until this one has ended, however it ends.
 
     Args:
         output_dir: where the files are.
@@ -194,104 +264,245 @@ class ScoreWriter:
     Attributes:
         records: how many utterances are scored.
         done: which ones (len(utterances),), bool.
+        longest: seconds of the longest one that is scored, and its id.
         skipped: how many were left out since this was opened.
 
     Raises:
-        ValueError: when there are scores of other utterances.
+        UserError: when there are scores of other utterances, or something is damaged
+            that is followed by whole records, or was not made here.
     """
 
     def __init__(self, output_dir: Path, utterances: Table):
         self.dir = output_dir
         self.utterances = utterances
-        self.lock = open(output_dir / ".lock", "w")
+        refuse_foreign(output_dir)
+        self.lock = open(output_dir / ".lock", "a")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             logging.warning(f"{output_dir}: another process scores here; waiting")
             fcntl.flock(self.lock, fcntl.LOCK_EX)
-        self.ark, self.scp, self.means = (
-            open(output_dir / name, "a+b")
-            for name in ("confidence.ark", "confidence.scp", "utt2confidence")
+            refuse_foreign(output_dir)
+        self._refuse_earlier_version()
+        self.ark, self.scp, self.means, self.audio = (
+            open(output_dir / name, "a+b") for name in GROWING
         )
-        scp, means = _line_ends(self.scp), _line_ends(self.means)
-        self.records = min(len(scp), len(means)) - 1
-        end = 0
-        # Normally the last record is whole, and nothing more is looked at.
-        while self.records and not (
-            end := self._record_end(scp[self.records - 1], scp[self.records])
-        ):
-            self.records -= 1
-        for f, size in (
-            (self.ark, end),
-            (self.scp, scp[self.records]),
-            (self.means, means[self.records]),
-        ):
-            f.truncate(size)
+        lists = (self.scp, self.means, self.audio)
+        ends = [_line_ends(f) for f in lists]
+        self.longest = (0.0, "")
+        self.records, size = self._find_whole(min(map(len, ends)) - 1)
         self.done = self._find_done()
-        for f in (self.ark, self.scp, self.means):
+        self.ark.truncate(size)
+        for f, places in zip(lists, ends):
+            f.truncate(places[self.records])
+        for f in (self.ark, *lists):
             f.seek(0, os.SEEK_END)
         self.skipped = 0
         self.reasons = open(output_dir / "skipped.partial", "w", encoding="utf-8")
 
-    def _record_end(self, start: int, end: int) -> int:
-        """Where the record of the scp's line ends in the ark; 0 if it is not whole."""
-        self.scp.seek(start)
-        line = self.scp.read(end - start)
+    def _refuse_earlier_version(self) -> None:
+        scp = self.dir / "confidence.scp"
+        there = scp.exists() and scp.stat().st_size
+        if there and not (self.dir / "utt2audio").exists():
+            raise UserError(
+                f"{self.dir} holds scores and no utt2audio: they are of an earlier "
+                "version, which did not note what audio it scored, or of another place; "
+                "they can be trained with, and not gone on with: give another "
+                "--output_dir, or remove that one"
+            )
+
+    def _find_whole(self, records: int) -> Tuple[int, int]:
+        """How many records are whole, and where the last one ends in the ark."""
+        for f in (self.scp, self.means, self.audio):
+            f.seek(0)
+        whole, size, bad = 0, 0, None
+        lines = zip(self.scp, self.means, self.audio)
+        for number, columns in enumerate(
+            tqdm(
+                itertools.islice(lines, records),
+                total=records,
+                unit="utt",
+                mininterval=5,
+                delay=5,
+                desc="looking at what is scored",
+            ),
+            1,
+        ):
+            there, end, why = self._look_at(number, columns, size)
+            if bad is None and not why:
+                whole, size = number, end
+                continue
+            if bad is None:
+                bad = why
+            if there:  # and so it was not cut off
+                raise UserError(
+                    f"{bad}; the scores in {self.dir} are damaged: take that file from "
+                    "a backup, or remove the folder and score again"
+                )
+        if bad:
+            logging.warning(f"{bad}: {records - whole} at the end are scored again")
+            self._refuse_others(whole)
+        return whole, size
+
+    def _look_at(
+        self, number: int, columns: Tuple[bytes, ...], begin: int
+    ) -> Tuple[bool, int, str]:
+        """Whether a record's track is in the ark, where it ends, and what is wrong."""
+        scp, means, audio = (
+            line.decode("utf-8", errors="replace").split() for line in columns
+        )
+        utt = scp[0] if scp else "?"
+        where = f"{self.scp.name}:{number}: {utt}"
+        found = SOURCE.fullmatch(scp[1]) if len(scp) == 2 else None
+        if not found or found[3]:
+            return False, 0, f"{where}: its line is damaged"
+        offset = int(found[2])
         try:
-            name = line.split()[0] + b" "
-            position = int(line.rsplit(b":", 1)[1])
-            self.ark.seek(position - len(name))
-            if self.ark.read(len(name) + 2) != name + b"\0B":
-                return 0
-            self.ark.seek(position)
-            kaldiio.matio.read_matrix_or_vector(self.ark)
-        except Exception:  # kaldiio raises all sorts of things on what is cut off
-            return 0
-        return self.ark.tell()
+            if not has_id(self.ark, offset, utt):
+                return False, 0, f"{where}: its track is not in {self.ark.name}"
+            self.ark.seek(offset)
+            track, checksum = read_record(self.ark)
+        except Exception as e:  # kaldiio raises all sorts of things on what is cut off
+            return False, 0, f"{where}: its track in {self.ark.name} is damaged: {e}"
+        end = self.ark.tell()
+        for name, line, width in (
+            ("utt2confidence", means, 2),
+            ("utt2audio", audio, AUDIO_COLUMNS),
+        ):
+            if len(line) != width or line[0] != utt:
+                return True, end, f"{self.dir / name}:{number}: is not the line of {utt}"
+        if checksum != audio[5]:
+            return True, end, (
+                f"{where}: its track in {self.ark.name} does not have the checksum that "
+                f"utt2audio says"
+            )
+        if offset - len(utt.encode()) - 1 != begin:
+            return True, end, f"{where}: its track is not the next one in {self.ark.name}"
+        try:
+            check_mean(track, means[1], utt, self.dir / "utt2confidence")
+            seconds = int(audio[1]) / int(audio[2])
+        except UserError as e:
+            return True, end, str(e)
+        except (ValueError, ZeroDivisionError):
+            return True, end, f"{self.dir / 'utt2audio'}:{number}: {utt}: is damaged"
+        self.longest = max(self.longest, (seconds, utt))
+        return True, end, ""
+
+    def _refuse_others(self, number: int) -> None:
+        """Leave a list that others made of several folders' tracks alone."""
+        self.scp.seek(0)
+        line = next(itertools.islice(self.scp, number, None))
+        found = SOURCE.fullmatch(line.decode("utf-8", errors="replace").split()[-1])
+        if found and os.path.exists(found[1]):
+            if not os.path.samefile(found[1], self.ark.name):
+                raise UserError(
+                    f"{self.scp.name} lists tracks of another folder, {found[1]}, and is "
+                    "not written over; give another --output_dir"
+                )
 
     def _find_done(self) -> np.ndarray:
         done = np.zeros(len(self.utterances), dtype=bool)
         strangers, first = 0, None
         self.scp.seek(0)
-        for line in self.scp:
+        for line in itertools.islice(self.scp, self.records):
             name = line.split()[0].decode("utf-8")
             index = self.utterances.find(name)
             if index is None:
                 strangers += 1
                 first = name if first is None else min(first, name)
+            elif done[index]:
+                raise UserError(f"{self.scp.name}: {name} is in it twice: it is damaged")
             else:
                 done[index] = True
         if strangers:
-            raise ValueError(
+            raise UserError(
                 f"{self.dir} holds scores of utterances that are not in "
-                f"{self.utterances.path}: {first} and {strangers - 1} more; remove that "
-                "folder"
+                f"{self.utterances.path}: {first} and {strangers - 1} more; give another "
+                "--output_dir, or remove that folder"
             )
         return done
 
-    def write(self, scores: Dict[int, np.ndarray]) -> None:
-        """Store utterances, by their numbers: (T,), float32 in [0, 1]."""
-        places, means = [], []
+    def sources(self) -> Iterator[Tuple[int, List[str]]]:
+        """Number and row in ``utt2audio`` of each utterance that is scored."""
+        self.audio.seek(0)
+        for line in self.audio:
+            row = line.decode().split()
+            yield self.utterances.find(row[0]), row
+
+    def replace_sources(self, hashes: Dict[str, str]) -> None:
+        """Note that the same audio comes from elsewhere, by utterance."""
+        if not hashes:
+            return
+        file = self.dir / "utt2audio"
+        partial = file.with_name("utt2audio.partial")
+        with partial.open("w", encoding="utf-8") as f:
+            for _, row in self.sources():
+                row[4] = hashes.get(row[0], row[4])
+                f.write(" ".join(row) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(file)
+        self.audio.close()
+        self.audio = open(file, "a+b")
+        self.audio.seek(0, os.SEEK_END)
+
+    def write(self, scores: Dict[int, np.ndarray], audio: Dict[int, str]) -> None:
+        """Store utterances, by their numbers.
+
+        Args:
+            scores: (T,), float32 in [0, 1].
+            audio: samples, Hz, checksum and source of what was scored.
+        """
+        places, means, records = [], [], []
         for index, confidence in scores.items():
             utt = self.utterances[index][0]
-            position = self.ark.tell() + len(utt.encode()) + 1
+            buffer = io.BytesIO()
             kaldiio.save_ark(
-                self.ark,
+                buffer,
                 {utt: confidence[:, None].astype(np.float32)},
                 compression_method=ONE_BYTE_ZERO_ONE,
             )
+            name = len(utt.encode()) + 1
+            position = self.ark.tell() + name
+            self.ark.write(buffer.getbuffer())
             places.append(f"{utt} {self.dir / 'confidence.ark'}:{position}\n")
             # The mean of what is stored, so that it can be had from the track again.
             mean = np.rint(confidence * 255).mean() / 255
             means.append(f"{utt} {mean:.6f}\n")
+            checksum = record_checksum(buffer.getbuffer()[name:])
+            records.append(f"{utt} {audio[index]} {checksum}\n")
         self.ark.flush()
         # Even if the machine breaks down, the scp names nothing that is not there.
         os.fsync(self.ark.fileno())
-        for f, lines in ((self.scp, places), (self.means, means)):
+        for f, lines in (
+            (self.scp, places),
+            (self.means, means),
+            (self.audio, records),
+        ):
             f.write("".join(lines).encode())
             f.flush()
         self.done[list(scores)] = True
         self.records += len(scores)
+
+    def note(self, utterances: Dict[str, float]) -> None:
+        """Write down what is at work, and how many seconds each lasts."""
+        lines = (f"{utt} {seconds:.3f}\n" for utt, seconds in utterances.items())
+        (self.dir / "scoring").write_text("".join(lines), encoding="utf-8")
+
+    def tell_of_the_last(self) -> None:
+        """Name what was being scored when the last run died."""
+        file = self.dir / "scoring"
+        if not file.exists():
+            return
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if lines:
+            utt, _, seconds = lines[0].rpartition(" ")
+            more = f" and {len(lines) - 1} more" if lines[1:] else ""
+            logging.warning(
+                f"the last run ended while it scored {utt}, {seconds} s long,{more}; if "
+                "it was killed for its memory, smaller --max_seconds and --batch_bins "
+                "need less"
+            )
 
     def skip(self, index: int, why: str) -> None:
         """Note why an utterance has no score, in one line."""
@@ -305,9 +516,10 @@ class ScoreWriter:
 
     def __exit__(self, error, *_) -> None:
         with self.lock:  # let go last, and also when the disk is full
-            for f in (self.ark, self.scp, self.means, self.reasons):
+            for f in (self.ark, self.scp, self.means, self.audio, self.reasons):
                 f.close()
             if error is None:
+                (self.dir / "scoring").unlink(missing_ok=True)
                 (self.dir / "skipped.partial").replace(self.dir / "skipped")
 
 
@@ -328,17 +540,114 @@ def claim(output_dir: Path, scorer: Dict, anew: bool = False) -> None:
         output_dir: where the scores are.
         scorer: what is known of their maker; goes into the file ``scorer``.
         anew: whether nothing is scored, so that an earlier claim is void.
+
+    Raises:
+        UserError: naming what differs.
     """
-    file = output_dir / "scorer"
-    there = json.loads(file.read_text()) if file.exists() and not anew else {}
-    if any(there[key] != scorer[key] for key in there.keys() & scorer.keys()):
-        raise ValueError(
-            f"{output_dir} holds scores of another scorer or measure\n"
-            f"  there: {json.dumps(there)}\n  now:   {json.dumps(scorer)}\n"
+    there = {} if anew else read_scorer(output_dir) or {}
+    other = [x for x in scorer if x in there and there[x] != scorer[x]]
+    if other:
+        differences = ", ".join(
+            f"{x}: {json.dumps(there[x])}, now {json.dumps(scorer[x])}" for x in other
+        )
+        raise UserError(
+            f"{output_dir} holds scores of another scorer or measure ({differences}); "
             "give another --output_dir, or remove that one"
         )
     if not scorer.keys() <= there.keys():
-        write_once(file, json.dumps({**there, **scorer}))
+        write_once(output_dir / "scorer", json.dumps({**there, **scorer}))
+
+
+def claim_length(output_dir: Path, max_seconds: float, longest: Tuple[float, str]) -> None:
+    """Refuse to mix utterances scored in windows of other lengths, or as a whole.
+
+    Args:
+        output_dir: where the scores are.
+        max_seconds: the longest that is to be scored as a whole.
+        longest: seconds of the longest utterance that is scored, and its id.
+
+    Raises:
+        UserError: naming both lengths.
+    """
+    seconds, utt = longest
+    there = (read_scorer(output_dir) or {}).get("max_seconds", math.inf)
+    if seconds > min(max_seconds, there) and max_seconds != there:
+        how = "as a whole" if there == math.inf else f"in windows of {there} s"
+        raise UserError(
+            f"max_seconds: {output_dir} holds scores of utterances that were scored "
+            f"{how}, e.g. {utt} of {seconds:.1f} s, and is not gone on with at "
+            f"{max_seconds}; give --max_seconds {there} or another --output_dir"
+        )
+
+
+def compare_sources(
+    args: argparse.Namespace, dataset: AudioDataset, writer: ScoreWriter
+) -> None:
+    """Refuse scores of other audio than the lists name by now.
+
+    Where a source is the one that was scored, its audio is not read; where it is
+    elsewhere or was written again, the samples are compared.
+
+    Args:
+        args: the command line.
+        dataset: the utterances, at their own sampling rates.
+        writer: has those that are scored.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
+    changed = {}
+    for index, row in writer.sources():
+        if dataset.source_hash(index) != row[4]:
+            changed[index] = row
+    if not changed:
+        return
+    logging.info(f"{len(changed)} scored utterances come from elsewhere: comparing")
+    hashes, other, gone = {}, [], []
+    records = torch.utils.data.DataLoader(
+        _Records(dataset),
+        batch_size=None,
+        sampler=list(changed),
+        collate_fn=_as_it_is,
+        **reading(args, writer),
+    )
+    for (index, row), found in zip(
+        changed.items(),
+        tqdm(records, total=len(changed), unit="utt", mininterval=5, delay=5),
+    ):
+        if found.startswith("no such file"):
+            gone.append(row[0])
+        elif found == " ".join(row[1:4]):
+            hashes[row[0]] = dataset.source_hash(index)
+        else:
+            other.append((row[0], found, " ".join(row[1:4])))
+    if gone:
+        logging.warning(
+            f"the audio of {len(gone)} scored utterances is not there any more, e.g. of "
+            f"{gone[0]}: their scores stay"
+        )
+    if other:
+        utt, found, scored = other[0]
+        raise UserError(
+            f"{writer.dir} holds scores of other audio for {len(other)} utterances, e.g. "
+            f"{utt}: what {dataset.recordings.path} names now is not what was scored "
+            f"({found}; scored: {scored}: samples, Hz, checksum); give another "
+            "--output_dir, or remove that one"
+        )
+    writer.replace_sources(hashes)
+
+
+def check_grid(output_dir: Path) -> None:
+    """Put back the files with single numbers that a run that was killed left out.
+
+    Raises:
+        UserError: when one says something else than ``scorer``.
+    """
+    scorer = read_scorer(output_dir) or {}
+    for name in GRID:
+        if name in scorer and not (output_dir / name).exists():
+            write_once(output_dir / name, str(scorer[name]))
+    read_grid_files(output_dir)
 
 
 def score_all(args: argparse.Namespace) -> int:
@@ -346,10 +655,18 @@ def score_all(args: argparse.Namespace) -> int:
     check_options(args)
     segments = None if args.segments is None else Path(args.segments)
     dataset = AudioDataset(Path(args.wav_scp), segments=segments)
+    if not len(dataset):
+        raise UserError(f"{dataset.utterances.path} is empty: there is nothing to score")
+    scorer = describe_scorer(args)
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     with ScoreWriter(output_dir, dataset.utterances) as writer:
-        claim(output_dir, describe_scorer(args), anew=not writer.records)
+        claim(output_dir, scorer, anew=not writer.records)
+        if writer.records:
+            check_grid(output_dir)
+            claim_length(output_dir, args.max_seconds, writer.longest)
+            compare_sources(args, dataset, writer)
+        writer.tell_of_the_last()
         logging.info(
             f"{len(dataset)} utterances, {writer.records} of them scored already"
         )
@@ -410,7 +727,8 @@ def score_corpus(
         )
     seconds = BATCH_SECONDS[args.ngpu > 0]
     batch_bins = args.batch_bins or seconds * scorer.sampling_rate
-    workers = num_workers(args)
+    max_samples = args.max_seconds * scorer.sampling_rate
+    options = measure_options(args)
 
     windows = [
         range(start, min(start + WINDOW, len(dataset)))
@@ -419,14 +737,11 @@ def score_corpus(
     ]
     audio = iter(
         torch.utils.data.DataLoader(
-            dataset,
+            _Recordings(dataset),
             batch_size=None,
             sampler=itertools.chain.from_iterable(windows),
-            collate_fn=_pack,
-            num_workers=workers,
-            worker_init_fn=functools.partial(_begin_reading, writer.lock, os.getpid()),
-            multiprocessing_context="fork" if workers else None,
-            prefetch_factor=READ_AHEAD if workers else None,
+            collate_fn=_as_it_is,
+            **reading(args, writer),
         )
     )
     bar = tqdm(
@@ -436,22 +751,33 @@ def score_corpus(
         mininterval=5,
     )
 
-    def read() -> Iterator[Tuple[range, Dict[int, np.ndarray], Dict[int, str]]]:
-        """Parts of windows: the utterances, their audio, and what was skipped."""
+    def read() -> Iterator[Part]:
+        """Parts of windows, with their audio."""
         for window in windows:
-            first, samples, speech, skipped = window.start, 0, {}, {}
+            first, samples, part = window.start, 0, Part({}, {}, {})
             for index in window:
-                found = next(audio)
+                found, record = next(audio)
                 if isinstance(found, str):
-                    skipped[index] = found
+                    part.skipped[index] = found
                 elif scorer.is_too_short(len(found)):
-                    skipped[index] = TOO_SHORT.format(len(found))
+                    part.skipped[index] = TOO_SHORT.format(len(found))
                 else:
-                    speech[index] = found
+                    part.speech[index], part.records[index] = found, record
                     samples += len(found)
                 if samples > PART_SECONDS * scorer.sampling_rate or index == window[-1]:
-                    yield range(first, index + 1), speech, skipped
-                    first, samples, speech, skipped = index + 1, 0, {}, {}
+                    yield part._replace(utterances=range(first, index + 1))
+                    first, samples, part = index + 1, 0, Part({}, {}, {})
+
+    def note(batch: List[int], lengths: Dict[int, int]) -> None:
+        if lengths[batch[0]] > max_samples:
+            # Now it matters, and not before.
+            claim(writer.dir, {"max_seconds": args.max_seconds})
+        writer.note(
+            {
+                dataset.utterances[index][0]: lengths[index] / scorer.sampling_rate
+                for index in batch
+            }
+        )
 
     # Taking audio over from the reading processes must not wait for the scorer either.
     with ThreadPoolExecutor(1) as reader:
@@ -459,21 +785,79 @@ def score_corpus(
         coming = reader.submit(next, parts, None)
         while (part := coming.result()) is not None:
             coming = reader.submit(next, parts, None)
-            utterances, speech, skipped = part
             scores = score_window(
-                scorer, speech, batch_bins, alone, measure_options(args), skipped
+                *(scorer, part.speech, batch_bins, alone, options, part.skipped),
+                *(max_samples, note),
             )
             writer.write(
                 {
                     index: scores[index]
-                    for index in utterances
+                    for index in part.utterances
                     if index in scores and not writer.done[index]
-                }
+                },
+                part.records,
             )
-            for index in sorted(skipped):
-                writer.skip(index, skipped[index])
-            bar.update(len(utterances))
+            for index in sorted(part.skipped):
+                writer.skip(index, part.skipped[index])
+            bar.update(len(part.utterances))
     bar.close()
+
+
+class Part(NamedTuple):
+    """A part of a window.
+
+    Args:
+        speech: samples of each utterance (N,), as :func:`_pack` leaves them.
+        records: what tells its audio from other, as ``utt2audio`` has it.
+        skipped: why others have no score.
+        utterances: the numbers of all of them.
+    """
+
+    speech: Dict[int, np.ndarray]
+    records: Dict[int, str]
+    skipped: Dict[int, str]
+    utterances: range = range(0)
+
+
+class _Recordings(torch.utils.data.Dataset):
+    """What the reading processes hand over of each utterance: audio and its record."""
+
+    def __init__(self, dataset: AudioDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Tuple[Union[np.ndarray, str], str]:
+        source = self.dataset.source_hash(index)  # before it may change
+        try:
+            audio, record = self.dataset.load(index)
+        except AudioError as e:
+            return str(e), ""
+        return _pack(audio), f"{record} {source}"
+
+
+class _Records(_Recordings):
+    """The record alone, or why there is none."""
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            return self.dataset.load(index)[1]
+        except AudioError as e:
+            return str(e)
+
+
+def reading(args: argparse.Namespace, writer: ScoreWriter) -> Dict[str, Any]:
+    """Options of a DataLoader that reads audio."""
+    workers = num_workers(args)
+    return {
+        "num_workers": workers,
+        "worker_init_fn": functools.partial(_begin_reading, writer.lock, os.getpid()),
+        "multiprocessing_context": "fork" if workers else None,
+        "prefetch_factor": READ_AHEAD if workers else None,
+    }
+
+
+def _as_it_is(found: Any) -> Any:
+    """Tensors would come through shared memory, which containers lack."""
+    return found
 
 
 def _begin_reading(lock: TextIO, parent: int, _: int) -> None:
@@ -488,13 +872,8 @@ def _begin_reading(lock: TextIO, parent: int, _: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _pack(found: Union[np.ndarray, str]) -> Union[np.ndarray, str]:
-    """Halve what goes from process to process, where 16 bits say it all.
-
-    Tensors would come through shared memory, which containers lack.
-    """
-    if isinstance(found, str):
-        return found
+def _pack(found: np.ndarray) -> np.ndarray:
+    """Halve what goes from process to process, where 16 bits say it all."""
     scaled = found * 32768
     with np.errstate(invalid="ignore"):
         pcm = scaled.astype(np.int16)
@@ -534,6 +913,8 @@ def score_window(
     alone: bool,
     measure: Dict,
     skipped: Dict[int, str],
+    max_samples: float = math.inf,
+    note: Callable[[List[int], Dict[int, int]], None] = lambda *_: None,
 ) -> Dict[int, np.ndarray]:
     """Score utterances in batches.
 
@@ -543,15 +924,32 @@ def score_window(
         batch_bins, alone: see :func:`make_batches`.
         measure: options of ``Scorer.score``.
         skipped: gets the utterances that the scorer fails on, and why.
+        max_samples: what is longer is scored in windows.
+        note: is told of each batch, and of the lengths of all utterances, before it is
+            scored.
 
     Returns:
         Confidence of each frame (T,), float32.
     """
     scores = {}
     lengths = {utt: len(x) for utt, x in speech.items()}
-    batches = make_batches(lengths, batch_bins, alone)
+    long = sorted(utt for utt in lengths if lengths[utt] > max_samples)
+    short = {utt: length for utt, length in lengths.items() if length <= max_samples}
+    for utt in long:
+        note([utt], lengths)
+        samples = torch.from_numpy(_unpack(speech[utt]))
+        try:
+            scores[utt] = scorer.score_long(
+                samples, int(max_samples), **measure
+            ).numpy()
+        except torch.AcceleratorError:
+            raise
+        except Exception as e:
+            skipped[utt] = f"the scorer fails: {e or type(e).__name__}"
+    batches = make_batches(short, batch_bins, alone)
     while batches:
         batch = batches.pop(0)
+        note(batch, lengths)
         padded = torch.nn.utils.rnn.pad_sequence(
             [torch.from_numpy(_unpack(speech[utt])) for utt in batch], batch_first=True
         )
@@ -606,4 +1004,5 @@ def main(cmd=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("espnet_atm.bin.score"):
+        main()

@@ -12,15 +12,13 @@ from array import array
 from pathlib import Path
 from typing import Any, Dict
 
-import kaldiio
 import numpy as np
 from tqdm import tqdm
 
-from espnet_atm.audio import Table
 from espnet_atm.bin.score import write_once
-from espnet_atm.confidence import check_track
-
-STEPS = 255  # of a stored confidence
+from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.track import MOST, STEPS, TrackReader, read_grid_files
+from espnet_atm.values import whole
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -53,19 +51,21 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
         how many utterances for each reason.
 
     Raises:
-        ValueError: when nothing is scored, or a track cannot be a confidence.
+        UserError: when nothing is scored, a file is missing or damaged, or a track is
+            another utterance's or no confidence.
     """
-    tracks = Table(folder / "confidence.scp", 2)
+    tracks = TrackReader(folder / "confidence.scp")
     if not tracks:
-        raise ValueError(f"{folder}/confidence.scp is empty: nothing is scored")
-    shift = int((folder / "frame_shift").read_text())
-    if (folder / "sampling_rate").exists():
-        fs = int((folder / "sampling_rate").read_text())
+        raise UserError(f"{folder}/confidence.scp is empty: nothing is scored")
+    tracks.check_complete()
+    shift, _, rate = read_grid_files(folder)
+    if shift is None:
+        raise UserError(f"{folder}/frame_shift is missing")
+    fs = whole("--fs", fs, most=MOST) if rate is None else rate
     counts = np.zeros(STEPS + 1, dtype=np.int64)
     means = array("d")
-    for utt, source in tqdm(tracks, unit="utt", mininterval=5):
-        track = check_track(kaldiio.load_mat(source), utt)
-        steps = np.rint(track * STEPS).astype(np.int64)
+    for utt in tqdm(tracks, unit="utt", mininterval=5):
+        steps = np.rint(tracks[utt] * STEPS).astype(np.int64)
         counts += np.bincount(steps, minlength=STEPS + 1)
         means.append(steps.mean() / STEPS)
     frames = int(counts.sum())
@@ -74,7 +74,7 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
     deciles = values[np.searchsorted(counts.cumsum(), shares * frames)]
     reasons = collections.Counter()
     if (folder / "skipped").exists():
-        with (folder / "skipped").open(encoding="utf-8") as f:
+        with (folder / "skipped").open(encoding="utf-8", errors="replace") as f:
             reasons.update(_kind(line) for line in f if line.strip())
     return {
         "utterances": len(tracks),
@@ -104,4 +104,5 @@ def main(cmd=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("espnet_atm.bin.summary"):
+        main()

@@ -78,6 +78,61 @@ def test_what_is_wrong_is_said_and_the_rest_goes_on(tmp_path):
     }
 
 
+def test_audio_that_is_cut_off_stops_its_corpus_and_no_other(tmp_path):
+    """Of evaluation and of training; of a file that is whole, cut off, empty or text."""
+    root = tmp_path / "corpora"
+    trees.librispeech(root / "librispeech")
+    trees.tedlium2(root / "tedlium2")
+    trees.chime6(root / "chime6")
+    trees.commonvoice(root / "commonvoice")
+    flac = next(root.rglob("train-clean-100/**/*.flac"))
+    flac.write_bytes(flac.read_bytes()[:-200])
+    wav = next(root.rglob("S01_U01.CH1.wav"))
+    wav.write_bytes(wav.read_bytes()[:-2000])
+    next(root.rglob("*.mp3")).write_bytes(b"")
+    names = ("librispeech", "tedlium2", "commonvoice", "chime6")
+    data, log = prepare(tmp_path, {x.upper(): root / x for x in names})
+    assert f"1 of 3 recordings are bad, the first: {data}" in log
+    assert f"{flac.name} is cut off" in log or f"{flac.name} cannot be read" in log
+    assert "S01_U01.CH1.wav is cut off" in log
+    assert "1 clips of corpus/cv-corpus-5.1-2020-06-22/en/test.tsv are missing" in log
+    assert "3 failed ( librispeech commonvoice chime6)" in log
+    assert "1 prepared ( tedlium2)" in log
+    assert (data / "test_sets").read_text().split() == ["tedlium2_dev", "tedlium2_test"]
+    assert not (data / "librispeech_100_train").exists()
+    assert not (data / "commonvoice_test").exists()
+    assert not (data / "chime6_eval").exists()
+
+
+def test_the_newest_release_is_taken_and_links_are_followed(tmp_path):
+    """Names of releases sorted as text put 17 before 9, and 1.6.10 before 1.6.2."""
+    root = tmp_path / "corpora"
+    trees.commonvoice(root / "commonvoice")
+    (old,) = (root / "commonvoice").iterdir()
+    old = old.rename(old.with_name("cv-corpus-9.0-2022-04-27"))
+    new = root / "commonvoice/cv-corpus-17.0-2024-03-15"
+    new.mkdir()
+    (new / "en").symlink_to(old.rename(root / "elsewhere") / "en")
+    (old / "en").mkdir(parents=True)
+    (old / "en/test.tsv").write_text("client_id\tpath\tsentence\n")
+    trees.ami(root / "ami")
+    notes = root / "ami/annotations"
+    notes.rename(root / "ami/ami_public_manual_1.6.10")
+    for version in ("1.6.1", "1.6.2"):
+        (root / f"ami/ami_public_manual_{version}/words").mkdir(parents=True)
+    audio = root / "ami/amicorpus/EN2002a/audio"
+    (root / "ami/amicorpus/EN2002a/audio").rename(root / "audio")
+    audio.symlink_to(root / "audio")
+    data, log = prepare(
+        tmp_path, {"COMMONVOICE": root / "commonvoice", "AMI": root / "ami"}
+    )
+    assert "cv-corpus-17.0-2024-03-15/en/test.tsv is taken" in log
+    assert "2 prepared ( ami commonvoice)" in log
+    assert len(read(data / "commonvoice_test/text")) == 4
+    assert len(read(data / "ami_ihm_eval/text")) == 6
+    assert len(read(data / "ami_sdm1_eval/text")) == 6
+
+
 def test_what_the_annotation_of_ami_has(tmp_path):
     """Truncated words, marks without words, and segments of several sentences."""
     root = f'<?xml version="1.0" encoding="ISO-8859-1"?><nite:root {trees.NXT}>'

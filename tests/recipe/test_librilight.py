@@ -115,6 +115,49 @@ def test_a_flac_that_is_cut_off_is_named(tmp_path, lost):
         librilight.flac_ticks(file)
 
 
+def test_recordings_behind_links_are_found(tmp_path):
+    """Sizes, speakers, books and files that are links; loops; links to nothing."""
+    away = tmp_path / "away"
+    for place in ("size/1/b", "speaker/b", "book", "files", "root/small/5/b"):
+        (away / place).mkdir(parents=True)
+    root = tmp_path / "root"
+    (root / "small/3").mkdir(parents=True)
+    (root / "small/4/b").mkdir(parents=True)
+    (root / "medium").symlink_to(away / "size")
+    (root / "small/2").symlink_to(away / "speaker")
+    (root / "small/3/b").symlink_to(away / "book")
+    for suffix in (".flac", ".json"):
+        (away / f"size/1/b/one{suffix}").touch()
+        (away / f"speaker/b/two{suffix}").touch()
+        (away / f"book/three{suffix}").touch()
+        (away / f"files/x{suffix}").touch()
+        (root / f"small/4/b/four{suffix}").symlink_to(away / f"files/x{suffix}")
+    (root / "small/4/b/five.flac").symlink_to("nowhere.flac")
+    (root / "small/4/b/loop").symlink_to(root / "small")
+    (root / "small/4/b/self").symlink_to("self")
+    (root / "small/6").symlink_to("nowhere")
+    lost = []
+    found = librilight.find_recordings(root, ("small", "medium"), lost)
+    assert list(found) == [
+        f"{root}/small/2/b/two",
+        f"{root}/small/3/b/three",
+        f"{root}/small/4/b/five",
+        f"{root}/small/4/b/four",
+        f"{root}/medium/1/b/one",
+    ]
+    assert f"{root}/small/6 is a link to nowhere, which is not there" in lost
+    assert f"{root}/small/4/b/self is a link to self, which is not there" in lost
+    out = tmp_path / "recordings"
+    command = [sys.executable, librilight.__file__, "find", "--root", str(root)]
+    command += ["--sizes", "small", "medium", "--output", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    stems = out.read_text().splitlines()
+    assert f"{root}/medium/1/b/one" in stems
+    assert "warning: " in done.stderr and "links to nothing" in done.stdout
+    assert len(stems) == 5
+
+
 def test_exclusions(tmp_path):
     speakers = tmp_path / "SPEAKERS.TXT"
     speakers.write_text(

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from conftest import copy_recipe
 
 SETS = {"pool": 4, "pool_dev": 2, "labelled": 1}
@@ -91,6 +92,36 @@ def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
     for mode, ids in kept.items():
         shape = recipe / f"exp/x/ssl_stats_raw/{mode}/speech_shape"
         assert {x.split()[0] for x in shape.read_text().splitlines()} == ids
+
+    # Statistics of other utterances, of another front end or with other arguments are not
+    # taken for a run's own.
+    front_end = yaml.safe_load((recipe / "conf/train.yaml").read_text())
+    front_end["frontend_conf"]["n_mels"] = 40
+    (recipe / "train_own.yaml").write_text(yaml.safe_dump(front_end))
+    for other in (
+        ("--min_confidence", "0.01"),
+        ("--ssl_args", "--use_preprocessor false"),
+        ("--objective", "", "--train_config", "train_own.yaml", "--nclusters", "4"),
+    ):
+        done = run("--stage", "10", "--stop_stage", "10", *options, *other)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "has no statistics of these data and settings" in done.stderr
+        assert not list(recipe.glob("exp/x/ssl_*/train.log"))
+
+    # Tracks in the folder of the utterances that are left are of those utterances.
+    (subset,) = folder().glob("pool_min0_*")
+    for name in ("confidence.scp", "utt2confidence", "utt2audio"):
+        lines = (subset / name).read_text().splitlines()
+        assert {x.split()[0] for x in lines} == kept["train"], name
+
+    # A set without utterances is not scored.
+    wav_scp = recipe / "dump/x/raw/pool_dev/wav.scp"
+    lines = wav_scp.read_text()
+    wav_scp.write_text("")
+    done = run("--stop_stage", "6")
+    assert done.returncode == 1
+    assert "raw/pool_dev/wav.scp is missing or empty" in done.stderr
+    wav_scp.write_text(lines)
 
     # Another config of the scorer means other scores.
     config = recipe / "config.yaml"

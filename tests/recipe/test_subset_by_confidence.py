@@ -55,6 +55,33 @@ def test_again_with_another_bound(select, tmp_path):
     assert len((tmp_path / "subset" / "wav.scp").read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize("least", ["0,5", "1.5", "-1", "nan", "abc", "", "0x1", "inf"])
+def test_an_impossible_bound_is_refused(select, tmp_path, least):
+    done = select(least)
+    assert done.returncode != 0 and "utterances kept" not in done.stdout
+    assert f"--min_confidence {least}: is no number in [0, 1]" in done.stderr
+    assert not (tmp_path / "subset").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["b-2", "b-2 nan", "b-2 x", "b-2 1.5", "b-2 -0.1", "b-2 0.5 0.5", "a-1 0.9"]
+)
+def test_a_damaged_table_of_means_is_named_by_line(select, tmp_path, line):
+    means = tmp_path / "utt2confidence"
+    lines = means.read_text().splitlines()
+    means.write_text("\n".join([*lines[:3], line]) + "\n")
+    done = select("0.5")
+    assert done.returncode == 1
+    assert f"{means}:4: {line} is no id that is new" in done.stderr
+    assert not (tmp_path / "subset").exists()
+
+
+@pytest.mark.parametrize("least, kept", [("1e-1", 4), (".7", 2), ("1", 0), ("0.", 4)])
+def test_bounds_as_numbers_are_written(select, least, kept):
+    done = select(least)
+    assert f"{kept} of 4 utterances kept" in done.stdout
+
+
 def test_what_cannot_be_selected_is_named(select, tmp_path):
     done = select("0.95")
     assert done.returncode == 1 and "nothing is left of" in done.stderr

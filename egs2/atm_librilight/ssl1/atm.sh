@@ -144,18 +144,113 @@ EOF
 )
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 if [ $# -ne 0 ]; then
-    log "${help_message}"
-    log "Error: No positional arguments are required."
+    log "Error: No positional arguments are required, and there is: $*" 1>&2
     exit 2
 fi
+
+
+# ========================== What is refused ==========================
+
+# whole NAME LEAST [unset]: refuse an option that is no whole number, or less; "unset" lets
+# it be empty.
+whole() {
+    local value=${!1}
+    if [ -z "${value}" ] && [ "${3:-}" = unset ]; then
+        return
+    fi
+    { [[ ${value} =~ ^[0-9]{1,9}$ ]] && [ "$((10#${value}))" -ge "$2" ]; } \
+        || die "--$1 ${value}: is no whole number of at least $2"
+    printf -v "$1" %d "$((10#${value}))"
+}
+# number NAME CONDITION WORDS: refuse an option x, a decimal number, that does not meet the
+# condition.
+number() {
+    { [[ ${!1} =~ ^([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?$ ]] \
+        && LC_ALL=C awk -v x="${!1}" "BEGIN {exit !($2)}"; } \
+        || die "--$1 ${!1}: is no number $3"
+}
+# plain OPTION WORD...: refuse what ESPnet's scripts do not bear in a name or a path: they
+# split it and run it, and commas and colons end a path for ESPnet.
+plain() {
+    local option=$1 word
+    local unsafe=$'[][:space:]"\x27$`\\;&|<>()*?[{},:!#]'
+    shift
+    for word in "$@"; do
+        [[ ! ${word} =~ ${unsafe} && ${word} != -* ]] \
+            || die "${option} ${word}: ESPnet's scripts do not bear spaces and" \
+                "marks in a name or a path: write letters, digits and ._+=@%/-"
+    done
+}
+
+for name in nj num_nodes nbpe; do whole "${name}" 1; done
+for name in stage stop_stage ngpu max_skipped head_epochs; do whole "${name}" 0; done
+for name in ssl_max_epoch asr_max_epoch nclusters; do whole "${name}" 1 unset; done
+[ "${stage}" -le "${stop_stage}" ] \
+    || die "--stage ${stage} comes after --stop_stage ${stop_stage}: nothing would be run"
+number km_portion "x > 0 && x <= 1" "above 0 and at most 1"
+number min_wav_duration "x >= 0" "of at least 0"
+number max_wav_duration "x > ${min_wav_duration}" "above --min_wav_duration ${min_wav_duration}"
+[ -z "${min_confidence}" ] || number min_confidence "x >= 0 && x <= 1" "in [0, 1]"
+case "${token_type}" in
+    char|bpe|word) ;;
+    *) die "--token_type ${token_type}: write char or bpe" ;;
+esac
+[ -n "${corpus}" ] || die "--corpus is empty"
+for name in corpus train_set valid_set asr_train_set asr_valid_set finetune_sets test_sets \
+    scorer_name audio_format inference_ssl_model inference_asr_model; do
+    value=${!name}
+    if [[ ${name} = *_sets ]]; then
+        # shellcheck disable=SC2086
+        (set -f; plain "--${name}" ${value})
+    else
+        plain "--${name}" "${value}"
+    fi
+    [[ ${value} != */* ]] || die "--${name} ${value}: is a name, not a path: leave out the /"
+done
+dumpdir=${dumpdir:-dump/${corpus}}
+expdir=${expdir:-exp/${corpus}}
+for name in dumpdir expdir train_config asr_config scorer_train_config inference_config; do
+    plain "--${name}" "${!name}"
+done
+strange=$(LC_ALL=C grep -n -m 1 $'\r\\|^\xef\xbb\xbf' db.sh | cut -d: -f1 || true)
+[ -z "${strange}" ] || die "db.sh:${strange}: has a byte-order mark or the line ends of" \
+    "Windows: write it anew as plain text"
+
+# ========================== What is done once ==========================
+
+. local/run_once.sh
+runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
+
+check_scorer() {
+    log "Looking at the scorer ${scorer_model}"
+    python3 local/check_scorer.py "${scorer_config}" "${scorer_model}"
+}
+
+check_arguments() {
+    local scorer=
+    [ -n "${scorer_model}" ] || scorer="--asr_config ${scorer_train_config}"
+    log "Looking at the arguments of training and scoring"
+    # shellcheck disable=SC2086
+    python3 local/check_arguments.py --ssl_config "${ssl_config}" --asr_config "${asr_config}" \
+        ${scorer} --ssl_args " ${ssl_args}" --asr_args " ${asr_args}" \
+        --head_args " ${head_args}" --score_opts " ${score_opts}"
+}
+
+# ========================== What runs here ==========================
 
 . ./path.sh
 . ./cmd.sh
 
-dumpdir=${dumpdir:-dump/${corpus}}
-expdir=${expdir:-exp/${corpus}}
+[[ ${fs} =~ ^([0-9]+([.][0-9]+)?)\ *([kK]?)([hH][zZ])?$ ]] \
+    || die "--fs ${fs}: is no sampling rate: write e.g. 16k or 16000"
+sampling_rate=$(awk -v x="${BASH_REMATCH[1]}" -v k="${BASH_REMATCH[3]}" \
+    'BEGIN {printf "%d", x * (k == "" ? 1 : 1000) + 0.5}')
+[ "${sampling_rate}" -gt 0 ] || die "--fs ${fs}: is no sampling rate: write e.g. 16k or 16000"
+fs=${sampling_rate}  # one word for 16k, 16000 and "16 k"
+[ "${fs%000}" = "${fs}" ] || fs=${fs%000}k
+
 train_set=${train_set:-${corpus}_unlabelled}
 valid_set=${valid_set:-${corpus}_unlabelled_dev}
 read -r first_set _ <<< "${finetune_sets:-${corpus}}"
@@ -189,20 +284,37 @@ if [ -n "${scorer_config}${scorer_model}" ]; then
 fi
 for file in "${train_config}" "${asr_config}" "${scorer_train_config}" \
     "${inference_config}" "${scorer_config}" "${scorer_model}"; do
-    [ -z "${file}" ] || [ -s "${file}" ] || die "no such file: ${file}"
+    [ -z "${file}" ] || { [ -f "${file}" ] && [ -s "${file}" ]; } \
+        || die "no such file, or an empty one: ${file}"
 done
 is_transducer() { grep -q '^decoder: *transducer' "$1"; }
-asr_python=python3
-if is_transducer "${asr_config}" || is_transducer "${scorer_train_config}"; then
-    asr_python=${python}  # the extension has their loss
-fi
 asr_epochs=${asr_max_epoch:-$(awk '/^max_epoch:/ {print $2}' "${asr_config}")}
 asr_epochs=${asr_epochs:-40}  # ESPnet's default
 [ "${head_epochs}" -lt "${asr_epochs}" ] \
     || die "--head_epochs ${head_epochs} leaves nothing of the ${asr_epochs} epochs of fine-tuning"
 [[ " ${score_opts}" != *" --max_skipped"* ]] \
     || die "--max_skipped is an option of its own: take it out of --score_opts"
-[[ ${max_skipped} =~ ^[0-9]+$ ]] || die "--max_skipped ${max_skipped} is not a whole number"
+python3 local/check_configs.py --fs "${sampling_rate}" --ssl_config "${train_config}" \
+    --asr_configs "${asr_config}" $([ -n "${scorer_model}" ] || echo "${scorer_train_config}")
+# What is the same for all sets of a dump/ must not change under another run.
+dump_settings="--fs ${fs} --audio_format ${audio_format} --min_wav_duration ${min_wav_duration}"
+dump_settings+=" --max_wav_duration ${max_wav_duration}"
+own_dump() {
+    local file=${dumpdir}/.steps/settings
+    [ ! -e "${file}" ] || [ "$(cat "${file}")" = "${dump_settings}" ] \
+        || die "${dumpdir} was made with $(cat "${file}"), not ${dump_settings}: give" \
+            "another --dumpdir and --expdir, or remove it"
+}
+own_dump
+
+if [ -n "${scorer_model}" ]; then
+    checked=$(cat "${scorer_config}" "${scorer_model}" | md5sum | cut -c-8)
+    run_once "${expdir}" "check_scorer_${checked}" "${checked}" check_scorer
+fi
+if runs 1 && ! "${skip_data_prep}" && [ ! -s "local/data_${corpus}.sh" ]; then
+    die "no data preparation for --corpus ${corpus}: there is no local/data_${corpus}.sh, only" \
+        "$(echo local/data_*.sh); for data directories of your own give --skip_data_prep true"
+fi
 mkdir -p "${expdir}"
 # The run's config, named by its settings: train_config with ssl_conf and num_classes.
 # Made first, so that impossible settings do not wait for the scorer.
@@ -211,52 +323,20 @@ ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
     --frame_prob "${frame_prob}" --scorer_name "${scorer_name}" \
     --min_confidence "${min_confidence}" --output_dir "${expdir}/conf")
+ssl_tag=$(basename "${ssl_config}" .yaml)
+# A copy that is the run's own: another of this name may have other settings, which are not
+# in the name, and begin before this one trains.
+kept_config=${expdir}/conf/.$(md5sum < "${ssl_config}" | cut -c-8)/${ssl_tag}.yaml
+mkdir -p "${kept_config%/*}"
+cp "${ssl_config}" "${kept_config}.$$"
+mv "${kept_config}.$$" "${kept_config}"
+ssl_config=${kept_config}
+checked=$(make_key "$(cat "${ssl_config}" "${asr_config}" "${scorer_train_config}")" \
+    "${scorer_model}" "${ssl_args}" "${asr_args}" "${head_args}" "${score_opts}")
+run_once "${expdir}" "check_arguments_${checked:0:8}" "${checked}" check_arguments
 nclusters=$(sed -n 's/^ \{1,\}num_classes: //p' "${ssl_config}")
 needs_labels=false
 [ -z "${nclusters}" ] || needs_labels=true
-
-# run_once DIR NAME KEY FUNCTION: run FUNCTION, in a subshell, unless it has ended with this
-# KEY. What an earlier, killed run left running holds the lock, so that two runs never write
-# the same files. A step named "train" refuses to go on with another KEY than it was begun
-# with: ESPnet would resume from its checkpoint without a word.
-run_once() {
-    local dir=$1 name=$2 key=$3 function=$4
-    local state=${dir}/.steps/${name}
-    mkdir -p "${dir}/.steps"
-    (
-        if ! flock -n 9; then
-            log "${name}: an earlier run still works in ${dir}; waiting for it to end"
-            flock 9
-        fi
-        if [ "$(cat "${state}.done" 2>/dev/null)" = "${key}" ]; then
-            log "${name}: done already (${dir})"
-            exit 0
-        fi
-        if [ "${name}" = train ] && [ -e "${state}.begun" ] \
-            && [ "$(cat "${state}.begun")" != "${key}" ]; then
-            die "${dir} was begun with other data or settings; remove it to begin anew"
-        fi
-        rm -f "${state}.done"
-        echo "${key}" > "${state}.partial"
-        mv "${state}.partial" "${state}.begun"
-        ${function}
-        echo "${key}" > "${state}.partial"
-        mv "${state}.partial" "${state}.done"
-    ) 9> "${state}.lock"
-}
-
-# need STAGE DIR KEY: refuse to build on a training of DIR that has not ended with this KEY.
-need() {
-    [ "$(cat "$2/.steps/train.done" 2>/dev/null)" = "$3" ] \
-        || die "$2 is not trained to its end with these settings: run stage $1 first"
-}
-
-sampling_rate=$(python3 -c "import humanfriendly as h; print(h.parse_size('${fs}'))")
-
-# make_key WORD...: one word for all that a step depends on.
-make_key() { printf '%s\n' "$@" | md5sum | cut -c-32; }
-
-runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
 ssl_sh() {
     # ssl.sh logs a variable "iter" that it never sets
@@ -273,7 +353,7 @@ asr_sh() {
         --asr_stats_dir "${asr_stats}" --feats_normalize utterance_mvn \
         --audio_format "${audio_format}" --fs "${fs}" \
         --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}" \
-        --python "${asr_python}" \
+        --python "${python}" \
         --token_type "${token_type}" --nbpe "${nbpe}" --use_lm false \
         --bpe_train_text "data/${asr_train_set}/text" \
         --asr_config "${asr_config}" \
@@ -300,7 +380,7 @@ sets_key() {
 data_key() {
     make_key "${corpus} ${size} ${local_data_opts}" "$(cat db.sh)" \
         "$(find local/ -name '*.py' -o -name '*.sh' | sort \
-            | grep -vE '/(path|paper|results|make_|download_model|subset_by)' | xargs cat)"
+            | grep -vE '/(path|paper|results|make_|download_model|subset_by|check_|run_once|options|parse_)' | xargs cat)"
 }
 # prepare_once NAME KEY SETS FUNCTION: run_once in data/, and again if a set is not there.
 prepare_once() {
@@ -310,24 +390,38 @@ prepare_once() {
     done
     run_once data "$1" "$2" "$4"
 }
+# Runs that read data/ hold this lock together; the one that writes there holds it alone.
+data_lock=data/.${corpus}.use
+data_options="--size ${size:-all} --local_data_opts ${local_data_opts}"
+no_readers() {
+    flock -n 7 || die "another run of --corpus ${corpus} is at work, and data/ would change" \
+        "under it: wait for its end, or give it the same --size, --local_data_opts and" \
+        "--segment_opts"
+}
 prepare() {
     # shellcheck disable=SC2086
     (
         flock 8  # held by what an earlier, killed run left running
+        no_readers
         local/data.sh --corpus "${corpus}" --nj "${nj}" ${size:+--size ${size}} \
             ${local_data_opts} | tee "data/.${corpus}.log"
-    ) 8> "data/.${corpus}.lock"
+        echo "${data_options}" > "data/.steps/options_${corpus}"
+    ) 8> "data/.${corpus}.lock" 7> "${data_lock}"
 }
 segment() {
     # shellcheck disable=SC2086
     (
         flock 8
+        no_readers
         "local/segment_${corpus}.sh" --nj "${nj}" ${segment_opts}
-    ) 8> "data/.${corpus}.lock"
+    ) 8> "data/.${corpus}.lock" 7> "${data_lock}"
 }
 combine() {
+    local own=data/.combined_${combined}
+    rm -rf "${own}" "data/${combined}"
     # shellcheck disable=SC2086
-    utils/combine_data.sh "data/${combined}" ${dirs}
+    utils/combine_data.sh "${own}" ${dirs}
+    mv "${own}" "data/${combined}"
 }
 
 unlabelled_sets="${train_set} ${valid_set}"
@@ -400,6 +494,18 @@ fi
 [ -n "${test_sets}" ] || die "no test set: name them by --test_sets, or run stage 1" \
     "(there is no data/${corpus}_test*)"
 labelled_sets="${trained_sets} ${test_sets}"
+if [ -d data ]; then
+    exec 7> "${data_lock}"
+    flock -s -n 7 || die "another run of --corpus ${corpus} prepares data/: wait for its end"
+fi
+if ! runs 1 && [ -n "${size}${local_data_opts}" ] && [ -s "data/.steps/options_${corpus}" ]; then
+    [ "$(cat "data/.steps/options_${corpus}")" = "${data_options}" ] || die "data/ was prepared" \
+        "with $(cat "data/.steps/options_${corpus}"), not ${data_options}: run stages 1 to 4 first"
+fi
+if runs 1 && ! "${skip_data_prep}" && [ -s "data/.steps/prepare_${corpus}.done" ]; then
+    [ "$(cat "data/.steps/prepare_${corpus}.done")" = "$(data_key)" ] \
+        || die "another run of --corpus ${corpus} has prepared data/ with other options since"
+fi
 for dset in ${unlabelled_sets} ${labelled_sets}; do
     [ -s "data/${dset}/wav.scp" ] || die "data/${dset}/wav.scp is missing or empty: run" \
         "stages 1 and 2, or name your own sets (--train_set, --valid_set, --asr_train_set," \
@@ -409,8 +515,19 @@ for dset in ${labelled_sets}; do
     [ -s "data/${dset}/text" ] || die "data/${dset}/text is missing or empty"
 done
 
+# What utterances of a pool say is not looked at: in dump/, a set that is labelled too is
+# another set as a pool.
 # shellcheck disable=SC2086
 pool_key=$(sets_key ${unlabelled_sets})
+data_sets=${unlabelled_sets}
+for name in train_set valid_set; do
+    if grep -qxF -- "${!name}" <(tr ' ' '\n' <<< "${labelled_sets}"); then
+        printf -v "${name}" %s "${!name}_pool"
+    fi
+done
+unlabelled_sets="${train_set} ${valid_set}"
+[ "${unlabelled_sets}" = "${data_sets}" ] \
+    || pool_key=$(make_key "${pool_key}" "${unlabelled_sets}")
 
 # use_labelled [SET]: what asr.sh trains on from here: <SET>_train and <SET>_dev, or what
 # the scorer is trained on. Equal sets have the same tokens and statistics.
@@ -423,75 +540,136 @@ use_labelled() {
     if [ "${asr_train_set} ${asr_valid_set}" = "${scorer_train_set} ${scorer_valid_set}" ]; then
         own=${scorer_name:+_${scorer_name}_scorer}
     fi
-    asr_stats=${expdir}/asr_stats${own}
-    asr_lang=${corpus}${own}
     labelled_key=$(sets_key "${asr_train_set}" "${asr_valid_set}")
     tokens_key=$(make_key "${labelled_key}" "${token_type} ${nbpe}")
+    asr_stats=${expdir}/asr_stats${own}_${tokens_key:0:8}
+    asr_lang=${corpus}${own}_${tokens_key:0:8}
     asr_key=$(make_key "${tokens_key}" "$(cat "${asr_config}")" "${asr_max_epoch} ${asr_args}")
 }
 use_labelled
 scorer_key=$(make_key "${tokens_key}" "$(cat "${scorer_train_config}")" \
     "${asr_max_epoch} ${asr_args}")
 
-# for_each_labelled NAME FUNCTION: run FUNCTION once for each pair of sets that is trained
-# on: asr.sh takes one at a time, and wants a test set.
-for_each_labelled() {
-    local set test_sets
-    for set in "" ${finetune_sets}; do
-        use_labelled ${set}
-        test_sets=${asr_valid_set}
-        run_once "${dumpdir}" "$1_${asr_train_set}" "${labelled_key}" "$2"
+# for_each_set FUNCTION: run FUNCTION with each set as "dset" in data/, "dumped" in dump/, and
+# "role": pool, labelled (what is trained on), or test.
+for_each_set() {
+    local dset dumped role dumped_sets=(${unlabelled_sets})
+    for dset in ${data_sets}; do
+        dumped=${dumped_sets[0]} role=pool
+        dumped_sets=("${dumped_sets[@]:1}")
+        "$1"
     done
-    use_labelled
-}
-format_pool() {
-    ssl_sh --stage 3 --stop_stage 3
-    # ESPnet's next stage wants a text file. The pool has none to give away.
-    for dset in ${unlabelled_sets}; do
-        awk '{print $1 " unlabelled"}' "${data_feats}/org/${dset}/wav.scp" \
-            > "${data_feats}/org/${dset}/text"
+    for dset in ${trained_sets}; do
+        dumped=${dset} role=labelled
+        "$1"
+    done
+    for dset in ${test_sets}; do
+        dumped=${dset} role=test
+        grep -qxF -- "${dset}" <<< "${trained_sets}" || "$1"
     done
 }
-format_labelled() { asr_sh --stage 3 --stop_stage 3; }
-format_test() { asr_sh --stage 3 --stop_stage 3 --skip_train true --test_sets "${dset}"; }
+set_key() { make_key "$(sets_key "${dset}")" "${role}"; }
+
+# These two do for one set what ssl.sh and asr.sh do for a training and a validation set in
+# their stages 3 and 4: the same set may be shared by runs that pair it with another.
+format_set() {
+    local to=${data_feats}/org/${dumped} opts=() no_text=
+    [ "${role}" != test ] || to=${data_feats}/${dumped}
+    [ "${role}" != pool ] || no_text=" --no-text"
+    utils/copy_data_dir.sh --validate_opts "--non-print${no_text}" "data/${dset}" "${to}"
+    rm -f "${to}"/{segments,wav.scp,reco2file_and_channel,reco2dur}
+    [ ! -e "data/${dset}/segments" ] || opts=(--segments "data/${dset}/segments")
+    scripts/audio/format_wav_scp.sh --nj "${nj}" --cmd "${train_cmd}" \
+        --audio-format "${audio_format}" --fs "${fs}" ${opts[@]+"${opts[@]}"} \
+        "data/${dset}/wav.scp" "${to}"
+    echo raw > "${to}/feats_type"
+    echo "${audio_format}" > "${to}/audio_format"
+    # ESPnet wants a text file. The pool has none to give away.
+    [ "${role}" != pool ] || awk '{print $1 " unlabelled"}' "${to}/wav.scp" > "${to}/text"
+}
+drop_from_set() {
+    local from=${data_feats}/org/${dumped} to=${data_feats}/${dumped} all kept
+    utils/copy_data_dir.sh --validate_opts --non-print "${from}" "${to}"
+    cp "${from}"/{feats_type,audio_format} "${to}"
+    awk -v least="${min_wav_duration}" -v most="${max_wav_duration}" -v fs="${sampling_rate}" \
+        '$2 > int(least * fs) && $2 < int(most * fs)' \
+        "${from}/utt2num_samples" > "${to}/utt2num_samples"
+    utils/filter_scp.pl "${to}/utt2num_samples" "${from}/wav.scp" > "${to}/wav.scp"
+    awk 'NF != 1' "${from}/text" > "${to}/text"
+    utils/fix_data_dir.sh "${to}"
+    all=$(wc -l < "${from}/wav.scp")
+    kept=$(wc -l < "${to}/wav.scp")
+    log "${dumped}: ${kept} of ${all} utterances kept; $((all - kept)) are shorter" \
+        "than ${min_wav_duration} s, longer than ${max_wav_duration} s or without text"
+    [ "${kept}" -gt 0 ] || die "nothing is left of ${dumped}"
+}
+set_keys() { for_each_set set_key; }
+check_sets() {
+    local opts=() dset
+    for dset in ${data_sets}; do  # stage 2 has looked at recordings that it cuts
+        if "${segmented}" && ! "${skip_data_prep}"; then
+            opts+=(--tables "data/${dset}")
+        else
+            opts+=(--pool "data/${dset}")
+        fi
+    done
+    for dset in ${labelled_sets}; do
+        opts+=(--labelled "data/${dset}")
+    done
+    python3 local/check_data.py --nj "${nj}" "${opts[@]}"
+}
+one_role() {
+    local file=${dumpdir}/.steps/role_${dumped}
+    (set -o noclobber; echo "${role}" > "${file}") 2> /dev/null || true
+    [ "$(cat "${file}")" = "${role}" ] || die "data/${dset} is a ${role} set here, and a" \
+        "$(cat "${file}") set of another run in ${dumpdir}: give another --dumpdir and --expdir"
+}
 if runs 3; then
     log "Stage 3: Format wav.scp: data/ -> ${data_feats}"
-    run_once "${dumpdir}" "format_${train_set}" "${pool_key}" format_pool
-    for_each_labelled format format_labelled
-    for dset in ${test_sets}; do
-        run_once "${dumpdir}" "format_${dset}" "$(sets_key "${dset}")" format_test
-    done
+    mkdir -p "${dumpdir}/.steps"
+    (set -o noclobber; echo "${dump_settings}" > "${dumpdir}/.steps/settings") 2> /dev/null || true
+    own_dump
+    key=$(make_key "$(set_keys)")
+    run_once "${dumpdir}" "check_${key:0:8}" "${key}" check_sets
+    for_each_set one_role
+    format_once() { run_once "${dumpdir}" "format_${dumped}" "$(set_key)" format_set; }
+    for_each_set format_once
 fi
 
-count_kept() {
-    for dset in "$@"; do
-        _all=$(wc -l < "${data_feats}/org/${dset}/wav.scp")
-        _kept=$(wc -l < "${data_feats}/${dset}/wav.scp")
-        log "${dset}: ${_kept} of ${_all} utterances kept; $((_all - _kept)) are shorter" \
-            "than ${min_wav_duration} s, longer than ${max_wav_duration} s or without text"
-        [ "${_kept}" -gt 0 ] || die "nothing is left of ${dset}"
-    done
-}
-drop_pool() {
-    ssl_sh --stage 4 --stop_stage 4
-    # shellcheck disable=SC2086
-    count_kept ${unlabelled_sets}
-}
-drop_labelled() {
-    asr_sh --stage 4 --stop_stage 4
-    count_kept "${asr_train_set}" "${asr_valid_set}"
-}
 if runs 4; then
     log "Stage 4: Drop too long or short utterances"
-    run_once "${dumpdir}" "drop_${train_set}" "${pool_key}" drop_pool
-    for_each_labelled drop drop_labelled
+    drop_once() {
+        [ "${role}" = test ] \
+            || run_once "${dumpdir}" "drop_${dumped}" "$(set_key)" drop_from_set
+    }
+    for_each_set drop_once
 fi
+
+# same_data: refuse to go on with a set in dump/ that is not what is in data/.
+same_data() {
+    local step=drop state
+    [ "${role}" != test ] || step=format
+    state=${dumpdir}/.steps/${step}_${dumped}
+    [ ! -e "${state}.begun" ] || [ "$(cat "${state}.done" 2> /dev/null)" = "$(set_key)" ] \
+        || die "${data_feats}/${dumped} is not made of data/${dset} as it is, or not to its" \
+            "end: run stages 3 and 4 first"
+    [ -s "${data_feats}/${dumped}/wav.scp" ] \
+        || die "${data_feats}/${dumped}/wav.scp is missing or empty: run stages 3 and 4 first"
+}
+[ "${stop_stage}" -le 4 ] || for_each_set same_data
 
 # ========================== Confidence ==========================
 
 scorer_run=scorer${scorer_name:+_${scorer_name}}
 scorer_exp=${expdir}/asr_${scorer_run}
-tokens_and_stats() { asr_sh --stage 5 --stop_stage 10 --asr_tag "${scorer_run}"; }
+tokens_and_stats() {
+    # asr.sh makes the tokens of a file in dumpdir that all models would share.
+    mkdir -p "${asr_stats}/dump/raw"
+    awk 'NF != 1 {$1 = $1; print}' "${data_feats}/org/${asr_train_set}/text" \
+        > "${asr_stats}/dump/raw/lm_train.txt"
+    asr_sh --stage 5 --stop_stage 5 --asr_tag "${scorer_run}" --dumpdir "${asr_stats}/dump"
+    asr_sh --stage 6 --stop_stage 10 --asr_tag "${scorer_run}"
+}
 train_scorer() {
     asr_config=${scorer_train_config} asr_sh --stage 11 --stop_stage 11 --asr_tag "${scorer_run}"
 }
@@ -499,20 +677,22 @@ if runs 5; then
     log "Stage 5: Scorer: ${scorer_model:-trained on ${scorer_train_set}}"
     run_once "${asr_stats}" tokens_and_stats "${tokens_key}" tokens_and_stats
     if [ -z "${scorer_model}" ]; then
-        run_once "${scorer_exp}" train "${scorer_key}" train_scorer
+        run_once "${scorer_exp}" train "${scorer_key}" train_scorer \
+            "${inference_asr_model}"
     fi
 fi
 own_scorer=false
 if [ -z "${scorer_model}" ]; then
     own_scorer=true
-    [ "${stop_stage}" -le 5 ] || need 5 "${scorer_exp}" "${scorer_key}"
+    [ "${stop_stage}" -le 5 ] || need 5 "${scorer_exp}" "${scorer_key}" \
+        "${inference_asr_model}"
     scorer_config=${scorer_exp}/config.yaml
     scorer_model=${scorer_exp}/${inference_asr_model}
 fi
 
 # One folder for each scorer and measure, whatever computes the scores.
 measure_opts=$(sed -E 's/--(num_workers|batch_bins)[ =]+[^ ]+//g' <<< "${score_opts}" | xargs)
-score_key=$(make_key "${pool_key}" "${measure_opts}" \
+score_key=$(make_key "${pool_key}" "${measure_opts}" utt2audio \
     "$([ ! -s "${scorer_model}" ] || cat "${scorer_model}" "${scorer_config}" | md5sum)")
 confidence_dir=${expdir}/confidence_${score_key:0:8}
 score_set() {
@@ -522,6 +702,7 @@ score_set() {
     local logdir=${dir}/logdir _nj _split= _ngpu=$((ngpu > 0)) n all
     mkdir -p "${logdir}"
     all=$(wc -l < "${scp}")
+    [ "${all}" -gt 0 ] || die "${scp} is empty: there is nothing to score"
     _nj=$((nj < all ? nj : all))
     for n in $(seq "${_nj}"); do
         mkdir -p "${logdir}/${_nj}.${n}"
@@ -541,7 +722,7 @@ score_set() {
             --output_dir "${logdir}/${_nj}.JOB" \
             --max_skipped "${all}" \
             ${score_opts} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
-    for file in confidence.scp utt2confidence skipped; do
+    for file in confidence.scp utt2confidence utt2audio skipped; do
         for n in $(seq "${_nj}"); do
             cat "${logdir}/${_nj}.${n}/${file}"
         done | sed '/^$/d' > "${dir}/${file}.partial"
@@ -574,8 +755,16 @@ if runs 6; then
     run_once "${confidence_dir}" score "${score_key} ${max_skipped}" score
 fi
 
+for dset in ${unlabelled_sets}; do
+    if runs 7 || runs 9 || runs 10; then
+        [ -s "${confidence_dir}/${dset}/confidence.scp" ] \
+            || die "${confidence_dir}/${dset} has no scores of these data by this scorer: run" \
+                "stage 6 first"
+    fi
+done
+
 report() {
-    local dir=data/${train_set}
+    local dir=data/${data_sets% *}
     python3 -m espnet_atm.bin.report \
         --confidence_dir "${confidence_dir}/${train_set}" \
         --wav_scp "${data_feats}/${train_set}/wav.scp" \
@@ -613,8 +802,11 @@ select_utterances() {
     mkdir -p "${confidence_dir}/$3"
     cp "${confidence_dir}/$2"/{frame_shift,frame_offset,sampling_rate,scorer} \
         "${confidence_dir}/$3"
-    utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/confidence.scp" \
-        > "${confidence_dir}/$3/confidence.scp"
+    local file
+    for file in confidence.scp utt2confidence utt2audio; do
+        utils/filter_scp.pl "${data_feats}/$3/utt2spk" "${confidence_dir}/$2/${file}" \
+            > "${confidence_dir}/$3/${file}"
+    done
 }
 select_sets() {
     local all_train=${all_sets% *} all_valid=${all_sets#* }
@@ -629,19 +821,46 @@ fi
 
 # ========================== Pre-training ==========================
 
-km_tag=kmeans_${nclusters}
-km_dir=${expdir}/${km_tag}
 km_key=
-! "${needs_labels}" || km_key=$(make_key "${pool_key}" "${km_portion}")
+if "${needs_labels}"; then
+    km_key=$(make_key "${pool_key}" "${km_portion}")
+    # The plain name is the first one's: other data or another portion get their own.
+    km_tag=kmeans_${nclusters}
+    owner=${expdir}/${km_tag}/.owner
+    if runs 8; then
+        mkdir -p "${owner%/*}"
+        (set -o noclobber; echo "${km_key}" > "${owner}") 2> /dev/null || true
+    fi
+    [ "$(cat "${owner}" 2> /dev/null)" = "${km_key}" ] || km_tag+=_${km_key:0:8}
+    km_dir=${expdir}/${km_tag}
+fi
+# Its data directories and features are its own: ESPnet's script drops utterances from them.
 kmeans() {
+    local dset dir
+    for dset in "${train_set}" "${valid_set}"; do
+        dir=${km_dir}/data/${dset}
+        rm -rf "${dir}"
+        utils/copy_data_dir.sh --validate_opts --non-print "${data_feats}/${dset}" "${dir}"
+        cp "${data_feats}/${dset}/feats_type" "${dir}"
+        [ ! -e "${data_feats}/${dset}/utt2num_samples" ] \
+            || cp "${data_feats}/${dset}/utt2num_samples" "${dir}"
+    done
     scripts/feats/perform_kmeans.sh \
         --train_set "${train_set}" --dev_set "${valid_set}" \
-        --datadir "${data_feats}" --featdir "${dumpdir}/feats" --km_dir "${km_dir}" \
-        --dictdir "${km_dir}/dict" --nclusters "${nclusters}" \
+        --datadir "${km_dir}/data" --featdir "${dumpdir}/feats/${km_tag}_${km_key:0:8}" \
+        --km_dir "${km_dir}" --dictdir "${km_dir}/dict" --nclusters "${nclusters}" \
         --portion "${km_portion}" --storage_save_mode true \
         --feature_type mfcc --audio_format "${audio_format}" \
         --audio_sample_rate "${sampling_rate}" \
         --nj "${nj}" --num_threads "${nj}" --cpu_cmd "${train_cmd}" --cuda_cmd "${cuda_cmd}"
+    for dset in "${train_set}" "${valid_set}"; do
+        dir=${km_dir}/data/${dset}
+        diff <(cut -d' ' -f1 "${data_feats}/${dset}/wav.scp") \
+            <(cut -d' ' -f1 "${dir}/text.km.${km_tag}") > "${dir}/difference" \
+            || die "${dset}: not every utterance has pseudo-labels: see ${dir}/difference"
+        # For who looks for them where ESPnet's recipes have them.
+        ln -sf "$(realpath "${dir}/text.km.${km_tag}")" "${data_feats}/${dset}/text.km.${km_tag}"
+    done
 }
 if runs 8 && ! "${needs_labels}"; then
     log "Stage 8: Nothing to do: the objective has no pseudo-labels"
@@ -651,7 +870,6 @@ elif runs 8; then
     run_once "${km_dir}" kmeans "${km_key}" kmeans
 fi
 
-ssl_tag=$(basename "${ssl_config}" .yaml)
 ssl_exp=${expdir}/ssl_${ssl_tag}_raw  # the name that ssl.sh gives it
 ssl_key=$(make_key "${pool_key}" "${score_key}" "$(cat "${ssl_config}")" \
     "${ssl_max_epoch} ${ssl_args}" ${km_key})
@@ -666,28 +884,45 @@ ssl_stage() {
         [ "${mode}" = train ] && dset=${train_set} || dset=${valid_set}
         if "${needs_labels}"; then
             _opts+="--${mode}_data_path_and_name_and_type "
-            _opts+="${data_feats}/${dset}/text.km.${km_tag},text,text "
+            _opts+="${km_dir}/data/${dset}/text.km.${km_tag},text,text "
         fi
         _opts+="--${mode}_data_path_and_name_and_type "
         _opts+="${confidence_dir}/${dset}/confidence.scp,confidence,kaldi_ark "
     done
     [ -z "${ssl_max_epoch}" ] || _opts+="--max_epoch ${ssl_max_epoch} "
-    ssl_sh --skip_data_prep true --stage "$1" --stop_stage "$1" \
+    ssl_sh --skip_data_prep true --stage "$1" --stop_stage "$1" --expdir "${ssl_view}" \
         --train_config "${ssl_config}" --token_list "${tokens}" \
         --ssl_args "${_opts} ${ssl_args}"
 }
+# What ssl.sh calls its expdir: the statistics of these data and settings, which no other run
+# changes, with a link to the run's folder.
+stats_key=$(make_key "${pool_key}" "${km_key}" "${ssl_args}" \
+    "$(python3 local/check_configs.py --front_end "${ssl_config}")")
+ssl_stats=${expdir}/ssl_stats_raw
+ssl_view=${ssl_stats}/${stats_key:0:8}
+stats_step=collect_stats_${stats_key:0:8}
 collect_stats() { ssl_stage 6; }
 if runs 9; then
     log "Stage 9: Collect statistics"
-    run_once "${expdir}/ssl_stats_raw" collect_stats "${pool_key}" collect_stats
+    if "${needs_labels}" && [ "$(cat "${km_dir}/.steps/kmeans.done" 2> /dev/null)" != "${km_key}" ]
+    then
+        die "${km_dir} has no pseudo-labels of these data: run stage 8 first"
+    fi
+    run_once "${ssl_stats}" "${stats_step}" "${stats_key}" collect_stats
+    for mode in train valid; do  # the last ones, for who looks for them where ssl.sh has them
+        ln -sfn "${stats_key:0:8}/ssl_stats_raw/${mode}" "${ssl_stats}/${mode}"
+    done
 fi
 
 pretrain() {
+    ln -sfn "../../${ssl_exp##*/}" "${ssl_view}/${ssl_exp##*/}"
     ssl_stage 7
 }
 if runs 10; then
     log "Stage 10: Pre-train: ${ssl_tag}"
-    run_once "${ssl_exp}" train "${ssl_key}" pretrain
+    [ "$(cat "${ssl_stats}/.steps/${stats_step}.done" 2> /dev/null)" = "${stats_key}" ] \
+        || die "${ssl_stats} has no statistics of these data and settings: run stage 9 first"
+    run_once "${ssl_exp}" train "${ssl_key}" pretrain "${inference_ssl_model}"
 fi
 
 # ========================== Fine-tuning and evaluation ==========================
@@ -733,12 +968,12 @@ finetune() {
             --pretrained_model "${pretrained}"
 }
 if runs 11; then
-    need 10 "${ssl_exp}" "${ssl_key}"
+    need 10 "${ssl_exp}" "${ssl_key}" "${inference_ssl_model}"
     for name in ${finetune_sets:-""}; do
         use_finetuning ${name}
         log "Stage 11: Export; fine-tune on ${asr_train_set}"
         run_once "${asr_stats}" tokens_and_stats "${tokens_key}" tokens_and_stats
-        run_once "${asr_exp}" train "${finetune_key}" finetune
+        run_once "${asr_exp}" train "${finetune_key}" finetune "${inference_asr_model}"
     done
 fi
 
@@ -774,7 +1009,7 @@ if runs 12; then
     fi
     for name in ${finetune_sets:-""}; do
         use_finetuning ${name}
-        need 11 "${asr_exp}" "${finetune_key}"
+        need 11 "${asr_exp}" "${finetune_key}" "${inference_asr_model}"
         decode_once "${asr_tag}" "${finetune_key}" "${asr_config}"
     done
     python3 local/results.py --corpus "${corpus}" --results RESULTS.md

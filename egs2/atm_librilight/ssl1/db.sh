@@ -10,5 +10,5 @@ LIBRISPEECH=      # the folder that holds LibriSpeech, or dev-clean, train-clean
 AMI=              # the folder that holds amicorpus, or the meetings
 AMI_ANNOTATIONS=  # ami_public_manual_1.6.2, unzipped, if it is not AMI's annotations
 TEDLIUM2=         # the folder that holds TEDLIUM_release2
-COMMONVOICE=      # the folder that holds cv-corpus-*/en; the last of several is taken
+COMMONVOICE=      # the folder that holds cv-corpus-*/en; the newest of several is taken
 CHIME6=           # the folder that holds audio and transcriptions

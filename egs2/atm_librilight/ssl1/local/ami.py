@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from kaldi_data import walk
+
 NITE = "{http://nite.sourceforge.net/}"
 MICS = {"ihm": "{meeting}.Headset-{channel}.wav", "sdm1": "{meeting}.Array1-01.wav"}
 
@@ -122,7 +124,7 @@ def write_transcripts(annotations: Path, amicorpus: Path, output: Path) -> None:
             if lines:
                 written.add(meeting)
             f.writelines(f"{x}\n" for x in lines)
-    heard = {x.name.split(".")[0] for x in amicorpus.rglob("*.wav")}
+    heard = {x.name.split(".")[0] for x in walk(amicorpus) if x.suffix == ".wav"}
     for meeting in sorted(heard - written):
         print(
             f"AMI: meeting {meeting} has audio but no transcripts in {annotations}",
@@ -138,7 +140,7 @@ def write_transcripts(annotations: Path, amicorpus: Path, output: Path) -> None:
 
 def select(transcripts: Path, amicorpus: Path, mic: str, output: Path) -> None:
     """Keep the lines whose audio is there."""
-    there = {x.name for x in amicorpus.rglob("*.wav")}
+    there = {x.name for x in walk(amicorpus) if x.suffix == ".wav" and x.exists()}
     missing, kept = Counter(), 0
     with (
         transcripts.open(encoding="utf-8") as f,

@@ -25,7 +25,7 @@ EOF
 corpus=mini
 
 log "$0 $*"
-# Only --corpus is ours: every corpus declares its own options (utils/parse_options.sh would refuse them here).
+# Only --corpus is ours: every corpus declares its own options (local/parse_options.sh would refuse them here).
 opts=()
 while [ $# -gt 0 ]; do
     case "$1" in

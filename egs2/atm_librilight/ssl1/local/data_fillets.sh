@@ -16,7 +16,7 @@ download_dir=downloads/fillets
 levels=0            # Use only this many game levels (0: all).
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 
 if [ $# -ne 0 ]; then
     log "Error: No positional arguments are required."
@@ -74,11 +74,12 @@ else
             if [ "${FILLETS}" = downloads ]; then
                 log "${package}: downloading"
                 (cd "${download_dir}"; download "${package}")
-                deb=$(compgen -G "${download_dir}/${package}_*.deb" | head -n 1)
+                deb=$(compgen -G "${download_dir}/${package}_*.deb" | sort -V | tail -n 1)
                 unpack "${deb}" "${package}"
                 rm -f "${deb}"
             else
-                deb=$(compgen -G "${FILLETS}/${package}_*.deb" | head -n 1 || true)
+                # Of several versions the newest, which is not the last in the alphabet.
+                deb=$(compgen -G "${FILLETS}/${package}_*.deb" | sort -V | tail -n 1 || true)
                 if [ -z "${deb}" ]; then
                     log "Error: no ${package}_*.deb in FILLETS=${FILLETS}"
                     exit 1

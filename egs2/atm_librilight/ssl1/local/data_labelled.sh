@@ -12,11 +12,12 @@ log() {
 SECONDS=0
 
 data_dir=data
+nj=2                # Processes that look at the audio.
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 if [ $# -ne 1 ]; then
-    log "Usage: $0 [--data_dir DIR] <list of evaluation sets to write>"
+    log "Usage: $0 [--data_dir DIR] [--nj N] <list of evaluation sets to write>"
     exit 2
 fi
 list=$1
@@ -64,6 +65,9 @@ enter() {
     for x in flac ffmpeg sph2pipe sox; do
         ln -s "$(type -P false)" "bin/${x}"
     done
+    # Not all of them look behind symbolic links.
+    printf '#!/bin/sh\nexec %s -L "$@"\n' "$(type -P find)" > bin/find
+    chmod +x bin/find
     export PATH=${PWD}/bin:${PATH}
 }
 
@@ -88,6 +92,8 @@ publish() {
     utils/fix_data_dir.sh "${staged}"
     rm -rf "${staged}/.backup"
     [ -s "${staged}/text" ] || fail "$2: no utterance is left"
+    # As many as ESPnet's script found: an evaluation set without some is another set.
+    python3 "${recipe}/local/check_data.py" --nj "${nj}" --labelled "${staged}"
     rm -rf "${data_dir:?}/$2"
     mv "${staged}" "${data_dir}/$2"
     log "$2: $(wc -l < "${data_dir}/$2/text") of $(wc -l < "$1/text") utterances"
@@ -135,7 +141,8 @@ ami() {
     # As seen from the recipe, like all paths of db.sh.
     [ -z "${AMI_ANNOTATIONS:-}" ] || annotations=$(cd "${recipe}" && realpath -m "${AMI_ANNOTATIONS}")
     [ ! -d corpus/amicorpus ] || root=corpus/amicorpus
-    for dir in corpus/annotations corpus/ami_public_manual_1.6.{2,1} corpus; do
+    for dir in corpus/annotations \
+        $(compgen -G 'corpus/ami_public_manual_*' | sort -rV) corpus; do
         [ -n "${annotations}" ] || [ ! -d "${dir}/words" ] || annotations=${dir}
     done
     [ -d "${annotations}/words" ] \
@@ -181,9 +188,11 @@ tedlium2() {
 }
 
 commonvoice() {
-    local tsv
-    tsv=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort | tail -n 1)
+    local tsv bad
+    # Of several releases the newest, which is not the last in the alphabet.
+    tsv=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort -V | tail -n 1)
     [ -n "${tsv}" ] || fail "Common Voice: no en/test.tsv in ${COMMONVOICE}"
+    log "Common Voice: ${tsv} is taken"
     # The stock script takes the third column for the sentence: since release 17, it is not.
     mkdir -p data release
     ln -s "${PWD}/$(dirname "${tsv}")/clips" release/clips
@@ -193,6 +202,12 @@ commonvoice() {
         { print $at["client_id"], $at["path"], $at["sentence"] }
     ' "${tsv}" > release/test.tsv || fail "Common Voice: ${tsv} lacks one of the columns" \
         "client_id, path and sentence; it has: $(head -n 1 "${tsv}")"
+    # The stock script leaves out what is empty.
+    bad=$(tail -n +2 release/test.tsv | cut -f 2 | while IFS= read -r clip; do
+        [ -s "release/clips/${clip}" ] || echo "${clip}"
+    done)
+    [ -z "${bad}" ] || fail "Common Voice: $(wc -l <<< "${bad}") clips of ${tsv} are missing or" \
+        "empty, the first: clips/${bad%%$'\n'*}"
     local/data_prep.pl "${PWD}/release" test data/test_en
     evaluate data/test_en commonvoice_test
 }
@@ -201,6 +216,12 @@ chime6() {
     # The first array's first channel: the others of an utterance are the same speech.
     for dset in dev eval; do
         [ -d "corpus/audio/${dset}" ] || fail "CHiME-6: ${CHIME6} has no audio/${dset}"
+        # The stock script leaves out sessions without audio.
+        for json in corpus/transcriptions/"${dset}"/S*.json; do
+            json=${json##*/}
+            [ -e "corpus/audio/${dset}/${json%.json}_U01.CH1.wav" ] \
+                || fail "CHiME-6: ${CHIME6}/audio/${dset}/${json%.json}_U01.CH1.wav is not there"
+        done
         local/prepare_data.sh --mictype u01 "${PWD}/corpus/audio/${dset}" \
             "${PWD}/corpus/transcriptions/${dset}" "data/${dset}_u01"
         grep '\.CH1-' "data/${dset}_u01/utt2spk" > "data/${dset}_u01/first"
@@ -232,7 +253,7 @@ for corpus in librispeech:LIBRISPEECH:librispeech/asr1 ami:AMI:ami/asr1 \
     ) > "${work}/${name}.log" 2>&1
     code=$?
     set -e
-    grep -E '^(AMI: )|: [0-9]+ of [0-9]+ utterances|: no .* is not made' "${work}/${name}.log" || true
+    grep -E '^(AMI: )|: [^ ]+ is taken$|: [0-9]+ of [0-9]+ utterances|: no .* is not made' "${work}/${name}.log" || true
     if [ "${code}" -eq 0 ]; then
         made+=" ${name}"
         cat "${work}/${name}/test_sets" >> "${list}.partial"

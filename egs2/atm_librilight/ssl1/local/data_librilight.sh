@@ -15,7 +15,7 @@ data_dir=data       # Where the data directories are written.
 size=all            # small, medium, large, or all of them.
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 
 if [ $# -ne 0 ]; then
     log "Error: No positional arguments are required."
@@ -38,11 +38,17 @@ case "${size}" in
         exit 2 ;;
 esac
 
+if [[ $(realpath -m "${data_dir}") = *[[:space:]]* ]]; then
+    log "Error: $(realpath -m "${data_dir}") has a space, which the data preparation of ESPnet's recipes does not bear:" \
+        "move the recipe to a folder without"
+    exit 1
+fi
+
 dir=${data_dir}/local/librilight
 mkdir -p "${dir}"
 # shellcheck disable=SC2086
 python3 local/librilight.py find --root "${LIBRILIGHT}" --sizes ${sizes} \
     --output "${dir}/recordings"
-local/data_labelled.sh --data_dir "${data_dir}" "${dir}/test_sets"
+local/data_labelled.sh --data_dir "${data_dir}" --nj "${nj}" "${dir}/test_sets"
 
 log "Successfully finished. [elapsed=${SECONDS}s]"

@@ -16,7 +16,7 @@ download_dir=downloads/mini
 scale=1             # Multiplies the minutes of every set.
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 
 if [ $# -ne 0 ]; then
     log "Error: No positional arguments are required."

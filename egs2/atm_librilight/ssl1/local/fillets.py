@@ -30,6 +30,7 @@ from kaldi_data import (
     is_done,
     write_flac,
     write_staging,
+    walk,
 )
 from scipy.signal import resample_poly
 from tqdm import tqdm
@@ -209,15 +210,16 @@ def read_corpus(roots: list[Path], levels: int = 0) -> tuple[list[Item], Counter
     for root in roots:
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is not a directory")
-        for path in root.rglob("*dialogs_*.lua"):
-            language = path.stem.partition("dialogs_")[2]
-            level = level_of(path, "script")
-            if language in LETTERS and level:
-                scripts[language, level].append(path)
-        for path in root.rglob("*.ogg"):
-            level = level_of(path, "sound")
-            if path.parent.name in LETTERS and level:
-                recordings[path.parent.name, level, path.stem].append(path)
+        for path in walk(root):
+            if path.suffix == ".lua":
+                language = path.stem.partition("dialogs_")[2]
+                level = level_of(path, "script")
+                if language in LETTERS and level:
+                    scripts[language, level].append(path)
+            elif path.suffix == ".ogg":
+                level = level_of(path, "sound")
+                if path.parent.name in LETTERS and level:
+                    recordings[path.parent.name, level, path.stem].append(path)
     if not scripts:
         raise FileNotFoundError(
             "no script/<level>/*dialogs_<language>.lua below "

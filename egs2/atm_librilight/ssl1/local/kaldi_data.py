@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,36 @@ class Utterance:
     text: str
     category: str
     duration: float
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    """What is the same for a folder and the links to it."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def walk(root: Path, above: frozenset = frozenset()) -> Iterator[Path]:
+    """All that is no folder below one, in order, symbolic links followed.
+
+    A link to a folder that it lies in is not followed again. A link to nothing is there,
+    as a file that cannot be read. Below a folder that is not there is nothing.
+
+    Args:
+        above: folders that it lies in, by their identity.
+
+    Raises:
+        OSError: for a folder that cannot be read.
+    """
+    if not root.is_dir():
+        return
+    here = identity(root)
+    if here in above:
+        return
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if os.path.isdir(entry.path):  # a link to itself is none, and no error
+            yield from walk(Path(entry.path), above | {here})
+        else:
+            yield Path(entry.path)
 
 
 def write_flac(path: Path, samples: Any) -> None:

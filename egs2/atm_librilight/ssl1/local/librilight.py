@@ -10,6 +10,7 @@ not touched: what comes out are Kaldi's ``segments``.
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -21,6 +22,7 @@ from typing import TextIO
 
 import soundfile
 from espnet2.utils.types import str2bool
+from kaldi_data import identity, walk
 from tqdm import tqdm
 
 SIZES = ("small", "medium", "large")
@@ -211,7 +213,7 @@ def read_exclusions(paths: Iterable[Path]) -> tuple[set[str], set[str]]:
     """
     speakers, books = set(), set()
     for path in paths:
-        with path.open(encoding="utf-8", errors="replace") as f:
+        with path.open(encoding="utf-8-sig", errors="replace") as f:
             for number, line in enumerate(f, 1):
                 line = line.strip()
                 if not line or line.startswith(";"):
@@ -241,8 +243,16 @@ def is_held_out(subset: str) -> bool:
 # ------------------------------------------------------------------------------------
 # Finding
 # ------------------------------------------------------------------------------------
-def find_recordings(root: Path, sizes: Iterable[str]) -> Iterator[str]:
+def find_recordings(
+    root: Path, sizes: Iterable[str], lost: list[str]
+) -> Iterator[str]:
     """Paths without suffix of all that is FLAC or JSON below ``<root>/<size>``, in order.
+
+    Symbolic links are followed.
+
+    Args:
+        lost: gets a line for each link to nothing that may have been a folder. Recordings
+            that are links to nothing are found, and counted when they are cut.
 
     Raises:
         ValueError: naming a folder that is not there, or has none.
@@ -255,15 +265,16 @@ def find_recordings(root: Path, sizes: Iterable[str]) -> Iterator[str]:
                 f"{', '.join(SIZES)}"
             )
         found = 0
-        speakers = sorted(x for x in folder.iterdir() if x.is_dir())
+        folders, above = sorted(folder.iterdir()), frozenset([identity(folder)])
         for speaker in tqdm(
-            speakers, desc=f"finding {size}", unit="speaker", mininterval=5
+            folders, desc=f"finding {size}", unit="speaker", mininterval=5
         ):
-            stems = {
-                str(x.with_suffix(""))
-                for x in speaker.rglob("*")
-                if x.suffix in (".flac", ".json")
-            }
+            stems = set()
+            for x in walk(speaker, above) if speaker.is_dir() else [speaker]:
+                if x.suffix in (".flac", ".json"):
+                    stems.add(str(x.with_suffix("")))
+                elif not x.exists():  # what a folder's link was, nobody knows
+                    lost.append(f"{x} is a link to {os.readlink(x)}, which is not there")
             found += len(stems)
             yield from sorted(stems)
         if not found:
@@ -590,12 +601,19 @@ def main(argv: list[str] | None = None) -> None:
     """Run one of the commands."""
     args = get_parser().parse_args(argv)
     if args.command == "find":
-        partial, count = args.output.with_suffix(".partial"), 0
+        partial, count, lost = args.output.with_suffix(".partial"), 0, []
         with partial.open("w", encoding="utf-8") as f:
-            for count, stem in enumerate(find_recordings(args.root, args.sizes), 1):
+            found = find_recordings(args.root, args.sizes, lost)
+            for count, stem in enumerate(found, 1):
                 f.write(f"{stem}\n")
+        args.output.with_suffix(".lost").write_text("".join(f"{x}\n" for x in lost))
         partial.replace(args.output)
-        print(f"{count} recordings in {args.root}: {' '.join(args.sizes)}")
+        for line in lost:
+            print(f"warning: {line}", file=sys.stderr)
+        print(
+            f"{count} recordings in {args.root}: {' '.join(args.sizes)}; {len(lost)} "
+            "links to nothing"
+        )
     elif args.command == "cut":
         if not 0 < args.min_seconds + args.max_pause < args.max_seconds:
             raise ValueError(

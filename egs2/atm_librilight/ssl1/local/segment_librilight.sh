@@ -22,7 +22,7 @@ check_audio=true    # Look at every FLAC: is it there, whole, and as long as its
 valid_hours=10      # Held out for validation, by speaker; a tenth at most.
 
 log "$0 $*"
-. utils/parse_options.sh
+. local/parse_options.sh
 
 if [ $# -ne 0 ]; then
     log "Error: No positional arguments are required."

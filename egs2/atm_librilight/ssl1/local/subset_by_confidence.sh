@@ -19,8 +19,8 @@ are not in it, because they could not be scored, are left out too.
 EOM
 )
 
-. utils/parse_options.sh
-if [ $# -ne 3 ] || [ -z "${min_confidence}" ]; then
+. local/parse_options.sh
+if [ $# -ne 3 ]; then
     log "${help_message}"
     exit 2
 fi
@@ -35,6 +35,17 @@ if [ "$(realpath -m "${subset}")" = "$(realpath "${dir}")" ]; then
     log "Error: ${dir} cannot be its own subset" 1>&2
     exit 1
 fi
+number='^([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][-+]?[0-9]+)?$'
+{ [[ ${min_confidence} =~ ${number} ]] \
+    && LC_ALL=C awk -v x="${min_confidence}" 'BEGIN {exit !(x >= 0 && x <= 1)}'; } \
+    || { log "Error: --min_confidence ${min_confidence}: is no number in [0, 1]" 1>&2; exit 1; }
+LC_ALL=C awk -v number="${number}" -v file="${means}" '
+    NF != 2 || $2 !~ number || $2 > 1 || $1 in seen {
+        printf "Error: %s:%d: %s is no id that is new with a mean in [0, 1]\n", file, NR, $0
+        exit 1
+    }
+    { seen[$1] }
+' "${means}" 1>&2
 mkdir -p "${subset}"
 LC_ALL=C awk -v least="${min_confidence}" '
     NR == FNR { confidence[$1] = $2; next }

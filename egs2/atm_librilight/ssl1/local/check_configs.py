@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Refuse configs that do not fit the sampling rate of the audio.
+
+Their front ends are in samples: at another rate, frames would have another length.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import humanfriendly
+
+from espnet_atm.errors import UserError, one_line_errors, read_config
+
+RATE = 16000  # Hz, where a config says nothing, as in ESPnet
+LABEL_RATE = 100  # labels a second that perform_kmeans.sh makes of MFCC, at any rate
+# Of conv2d, ESPnet's, x4.
+PREENCODER_STRIDE = {None: 1, "linear": 1, "conv2d": 4}
+# ESPnet's defaults.
+HOP_LENGTH = 128
+CNN_SHAPES = [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2]
+
+
+def check_rate(file: Path, config: dict, fs: int) -> None:
+    """Refuse a config for another sampling rate.
+
+    Raises:
+        UserError: naming the file and both rates in Hz.
+    """
+    conf = config.get("frontend_conf") or {}
+    try:
+        rate = humanfriendly.parse_size(str(conf.get("fs", RATE)))
+    except humanfriendly.InvalidSize:
+        raise UserError(f"{file}: frontend_conf.fs: {conf['fs']!r} is no rate") from None
+    if rate != fs:
+        raise UserError(
+            f"{file}: its front end is for audio of {rate} Hz (frontend_conf.fs), and "
+            f"--fs is {fs} Hz: leave out --fs, which resamples in stage 3, or give a "
+            f"config with fs: {fs} and windows and hops in samples of it"
+        )
+
+
+def check_labels(file: Path, config: dict, fs: int) -> None:
+    """Refuse a HuBERT config whose frames are not as long as its labels, together.
+
+    Raises:
+        UserError: naming the file and both lengths.
+    """
+    losses = config.get("loss") or []
+    if not any(isinstance(x, dict) and x.get("name") == "hubert" for x in losses):
+        return
+    conf = config.get("frontend_conf") or {}
+    frontend, preencoder = config.get("frontend", "default"), config.get("preencoder")
+    if frontend == "wav2vec_cnn":
+        hop = math.prod(stride for *_, stride in conf.get("shapes", CNN_SHAPES))
+    elif frontend == "default":
+        hop = conf.get("hop_length", HOP_LENGTH)
+    else:
+        return  # training knows its frames, or refuses
+    if preencoder not in PREENCODER_STRIDE:
+        return
+    shift = hop * PREENCODER_STRIDE[preencoder]
+    labels = (config.get("collate_fn_conf") or {}).get("label_downsampling", 1)
+    if shift * LABEL_RATE != labels * fs:
+        raise UserError(
+            f"{file}: a frame takes {shift} samples of {fs} Hz, {1000 * shift / fs:g} ms,"
+            f" but label_downsampling: {labels} makes one pseudo-label of "
+            f"{1000 * labels / LABEL_RATE:g} ms: change hop_length or label_downsampling"
+        )
+
+
+def check_kind(file: Path, config: dict, ssl: bool) -> None:
+    """Refuse a config of the other task.
+
+    Raises:
+        UserError: naming the file and what tells.
+    """
+    of_ssl = "loss" in config or "ssl_conf" in config
+    if ssl and not of_ssl:
+        raise UserError(f"{file}: is no SSL config: it has no loss")
+    if of_ssl and not ssl:
+        raise UserError(f"{file}: is an SSL config, with a loss, and no ASR config")
+
+
+def front_end(config: dict) -> str:
+    """What ESPnet's statistics depend on, of a config."""
+    names = ("input_size", "frontend", "frontend_conf", "specaug", "normalize")
+    return json.dumps([config.get(x) for x in names], sort_keys=True, default=str)
+
+
+def main(cmd=None) -> None:
+    """Check all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fs", type=int, help="of the audio, in Hz")
+    parser.add_argument("--ssl_config", type=Path)
+    parser.add_argument("--asr_configs", type=Path, nargs="*", default=[])
+    parser.add_argument(
+        "--front_end", type=Path, help="print what statistics depend on, of this config"
+    )
+    args = parser.parse_args(cmd)
+    if args.front_end:
+        print(front_end(read_config(args.front_end)))
+        return
+    config = read_config(args.ssl_config)
+    check_kind(args.ssl_config, config, ssl=True)
+    check_rate(args.ssl_config, config, args.fs)
+    check_labels(args.ssl_config, config, args.fs)
+    for file in args.asr_configs:
+        config = read_config(file)
+        check_kind(file, config, ssl=False)
+        check_rate(file, config, args.fs)
+
+
+if __name__ == "__main__":
+    with one_line_errors("check_configs.py"):
+        main()

@@ -1,0 +1,226 @@
+"""What run.sh and atm.sh make of their options, before the first stage."""
+
+import os
+import subprocess
+
+import check_arguments
+import pytest
+import yaml
+from conftest import RECIPE, copy_recipe
+
+from espnet_atm.errors import UserError
+
+TUNING = RECIPE / "conf" / "tuning"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A copy of the recipe without data."""
+    return copy_recipe(tmp_path_factory.mktemp("tree"))
+
+
+def run(recipe, *options, script="./atm.sh", **more):
+    return subprocess.run(
+        [script, *map(str, options)],
+        cwd=recipe,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **more},
+    )
+
+
+def refused(recipe, *options, **more) -> str:
+    """The last line that a refused command says; nothing of it was begun."""
+    before = sorted(recipe.rglob("*"))
+    done = run(recipe, *options, **more)
+    assert done.returncode != 0, done.stdout + done.stderr
+    assert "Successfully finished" not in done.stdout
+    assert "Traceback" not in done.stderr
+    assert sorted(recipe.rglob("*")) == before
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        *(("stage", x) for x in ("three", "", "-1", "1.5", "99999999999", " 3")),
+        *(("stop_stage", x) for x in ("x", "")),
+        *(("nj", x) for x in ("0", "two", "")),
+        *(("ngpu", x) for x in ("-1", "one")),
+        *(("num_nodes", "0"), ("nbpe", "many"), ("nclusters", "0")),
+        *(("head_epochs", x) for x in ("x", "-1")),
+        *(("ssl_max_epoch", x) for x in ("abc", "0", "1e3")),
+        *(("asr_max_epoch", "abc"), ("max_skipped", "-1"), ("max_skipped", "all")),
+        *(("km_portion", x) for x in ("2", "0", "0,5", "nan", "")),
+        *(("min_wav_duration", x) for x in ("x", "-1", "nan")),
+        *(("max_wav_duration", x) for x in ("0.1", "inf")),
+        *(("min_confidence", x) for x in ("0,5", "1.5", "-1", "nan", "abc")),
+        *(("fs", x) for x in ("x", "0", "-16k", "")),
+        *(("token_type", "letters"), ("skip_data_prep", "yes"), ("skip_packing", "1")),
+        *(("expdir", x) for x in ("a b", "a,b", "a:b", "a*", "a'b", "-x")),
+        *(("dumpdir", x) for x in ("a b", "a\tb")),
+        *(("corpus", x) for x in ("a/b", "a b", "")),
+        *(("train_set", x) for x in ("a/b", "a b")),
+        *(("test_sets", x) for x in ("a;b", "a/b", "*")),
+        *(("asr_config", "my conf.yaml"), ("scorer_name", "a b")),
+    ],
+)
+@pytest.mark.parametrize("dashes", [False, True])
+def test_an_impossible_value_is_refused_by_name(recipe, option, value, dashes):
+    name = f"--{option.replace('_', '-') if dashes else option}"
+    if dashes and name == f"--{option}":
+        pytest.skip("the option has no dash")
+    line = refused(recipe, "--corpus", "mine", name, value)
+    assert f"--{option} {value}".strip() in line or f"{name} {value}" in line
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--stage",), "--stage has no value"),
+        (("--nj", "--stage", "3"), "--nj has no value: an option, --stage, comes next"),
+        (("--stage=3",), "write --name value, not --stage=3"),
+        (("--corpus=mini", "--stage", "3"), "not --corpus=mini"),
+        (("--stages", "3"), "there is no option --stages"),
+        (("--PATH", "/"), "there is no option --PATH"),
+        (("--stage", "9", "--stop_stage", "3"), "nothing would be run"),
+        (("--ssl_args", "$(touch evil)"), "not allowed in a value"),
+        (("--expdir", "`touch evil`"), "not allowed in a value"),
+        (("--asr_args", '"; touch evil; "'), "not allowed in a value"),
+        (("--fs", "1k'); open('evil', 'w'); ('"), "is no sampling rate"),
+        (("--corpus", "nothing"), "no data preparation for --corpus nothing"),
+        (("--fs", "8k"), "conf/train.yaml: its front end is for audio of 16000 Hz"),
+        (("--fs", "48k", "--objective", "best_rq"), "and --fs is 48000 Hz"),
+        (("--train_config", "conf/train_asr.yaml"), "is no SSL config"),
+        (("--asr_config", "conf/train.yaml"), "is an SSL config, with a loss"),
+        (("--asr_config", "conf"), "no such file, or an empty one: conf"),
+        (("positional",), "No positional arguments"),
+    ],
+)
+@pytest.mark.parametrize("script", ["./atm.sh", "./run.sh"])
+def test_what_would_be_misread_is_refused(recipe, options, message, script):
+    assert message in refused(recipe, *options, script=script)
+    assert not (recipe / "evil").exists()
+
+
+def test_a_byte_order_mark_or_crlf_in_db_sh_is_named(recipe, tmp_path):
+    own = copy_recipe(tmp_path)
+    db = own / "db.sh"
+    text = db.read_text()
+    db.write_bytes(text.replace("\n", "\r\n").encode())
+    assert "db.sh:1: has a byte-order mark or the line ends" in refused(own)
+    db.write_text(f"\ufeff{text}")
+    assert "db.sh:1: has a byte-order mark" in refused(own)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (("--model-size", "mini"), {"asr_config": "mini", "head_epochs": "2"}),
+        (("--model_size", "mini"), {"asr_config": "mini", "head_epochs": "2"}),
+        (("--model_size", ""), {"asr_config": "mini"}),
+        ((), {"asr_config": "l", "model_size": "l", "objective": "w2v_bert"}),
+        (("--asr-max-epoch", "24"), {"head_epochs": "3"}),
+        (("--asr_max_epoch", "8", "--asr-max-epoch", "24"), {"head_epochs": "3"}),
+        (("--train-config", "conf/train.yaml"), {"objective": None}),
+    ],
+)
+@pytest.mark.parametrize("corpus", ["--corpus librilight", "--corpus mini --corpus librilight"])
+def test_run_sh_reads_options_as_atm_sh_does(recipe, tmp_path, corpus, options, expected):
+    own = tmp_path / "recipe"
+    own.mkdir()
+    for name in ("run.sh", "conf", "local"):
+        (own / name).symlink_to(recipe / name)
+    (own / "atm.sh").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (own / "atm.sh").chmod(0o755)
+    done = run(own, *corpus.split(), *options, script="./run.sh")
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    given = dict(zip(words[::2], words[1::2]))
+    for name, value in expected.items():
+        if name == "asr_config":
+            value = f"conf/tuning/train_asr_conformer_{value}.yaml"
+        assert given.get(f"--{name}") == value
+
+
+@pytest.mark.parametrize("fs", ["16k", "16000", "16 k"])
+def test_rates_that_are_the_same(recipe, fs):
+    done = run(recipe, "--fs", fs, "--skip_data_prep", "true", "--corpus", "mine")
+    assert "no test set: name them" in done.stderr
+
+
+def test_arguments_are_read_before_the_first_stage(recipe):
+    done = run(recipe, "--corpus", "mini", "--asr_args", "--no_such_option 3")
+    assert done.returncode != 0 and "Stage 1" not in done.stdout
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("check_arguments.py: error: --asr_args --no_such_option 3: ")
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("ssl_args", "--no_such_option 3"),
+        ("ssl_args", "--max_epoch three"),
+        ("asr_args", "--max_epoch three"),
+        ("head_args", "--optim nonsense"),
+        ("score_opts", "--measure nonsense"),
+        ("score_opts", "--temperature 0"),
+    ],
+)
+def test_arguments_that_a_command_does_not_take(option, value):
+    conf = RECIPE / "conf"
+    configs = ["--ssl_config", conf / "train.yaml", "--asr_config", conf / "train_asr.yaml"]
+    check_arguments.main(list(map(str, configs)))
+    with pytest.raises(UserError, match=f"--{option} {value}: "):
+        check_arguments.main([*map(str, configs), f"--{option}", f" {value}"])
+
+
+@pytest.fixture
+def config_at_8k(tmp_path):
+    """Configs whose front ends are for 8 kHz; makes them with another hop."""
+
+    def make(hop=80):
+        files = []
+        for name in ("hubert_conformer_mini_atm", "asr_conformer_mini"):
+            config = yaml.safe_load((TUNING / f"train_{name}.yaml").read_text())
+            config["frontend_conf"].update(
+                fs="8k", n_fft=256, win_length=200, hop_length=hop
+            )
+            files.append(tmp_path / f"train_{name}_8k.yaml")
+            files[-1].write_text(yaml.safe_dump(config))
+        return "--train_config", files[0], "--asr_config", files[1]
+
+    return make
+
+
+def test_configs_of_8_khz(recipe, config_at_8k):
+    options = ("--corpus", "mine", "--skip_data_prep", "true")
+    done = run(recipe, *options, "--fs", "8k", *config_at_8k())
+    assert "no test set: name them" in done.stderr
+    assert "is for audio of 8000 Hz" in run(recipe, *options, *config_at_8k()).stderr
+    line = run(recipe, *options, "--fs", "8000", *config_at_8k(hop=160)).stderr
+    assert "takes 640 samples of 8000 Hz, 80 ms, but label_downsampling: 4" in line
+
+
+def test_a_scorer_without_weights_is_refused_at_the_start(recipe, asr, tmp_path):
+    import torch
+
+    config, model = asr
+    weights = torch.load(model, weights_only=True)
+    state = tmp_path / "checkpoint.pth"
+    torch.save({"model": weights, "optimizers": [], "reporter": {}}, state)
+    headless = tmp_path / "headless.pth"
+    torch.save({k: v for k, v in weights.items() if not k.startswith("ctc.")}, headless)
+    for file, message in (
+        (state, "is the trainer's state (checkpoint.pth)"),
+        (headless, "ctc.ctc_lo"),
+        (config, "cannot be read as weights"),
+    ):
+        done = run(
+            recipe, "--corpus", "mini", "--scorer_config", config, "--scorer_model", file
+        )
+        assert done.returncode != 0 and "Stage 1" not in done.stdout
+        line = done.stderr.strip().splitlines()[-1]
+        assert str(file) in line and message in line, done.stderr
+        assert not (recipe / "data").exists()
