@@ -755,16 +755,18 @@ if runs 6; then
     run_once "${confidence_dir}" score "${score_key} ${max_skipped}" score
 fi
 
-for dset in ${unlabelled_sets}; do
-    if runs 7 || runs 9 || runs 10; then
+# scored: refuse to go on without scores.
+scored() {
+    local dset
+    for dset in ${unlabelled_sets}; do
         [ -s "${confidence_dir}/${dset}/confidence.scp" ] \
             || die "${confidence_dir}/${dset} has no scores of these data by this scorer: run" \
                 "stage 6 first"
-    fi
-done
-
+    done
+}
 report() {
     local dir=data/${data_sets% *}
+    scored
     python3 -m espnet_atm.bin.report \
         --confidence_dir "${confidence_dir}/${train_set}" \
         --wav_scp "${data_feats}/${train_set}/wav.scp" \
@@ -904,6 +906,7 @@ stats_step=collect_stats_${stats_key:0:8}
 collect_stats() { ssl_stage 6; }
 if runs 9; then
     log "Stage 9: Collect statistics"
+    scored
     if "${needs_labels}" && [ "$(cat "${km_dir}/.steps/kmeans.done" 2> /dev/null)" != "${km_key}" ]
     then
         die "${km_dir} has no pseudo-labels of these data: run stage 8 first"
@@ -920,6 +923,7 @@ pretrain() {
 }
 if runs 10; then
     log "Stage 10: Pre-train: ${ssl_tag}"
+    scored
     [ "$(cat "${ssl_stats}/.steps/${stats_step}.done" 2> /dev/null)" = "${stats_key}" ] \
         || die "${ssl_stats} has no statistics of these data and settings: run stage 9 first"
     run_once "${ssl_exp}" train "${ssl_key}" pretrain "${inference_ssl_model}"
