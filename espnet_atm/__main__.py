@@ -15,7 +15,7 @@ from typing import Iterator, Optional
 
 import yaml
 
-from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.errors import UserError, one_line_errors, read_yaml
 
 USAGE = "usage: python -m espnet_atm -m MODULE [argument ...]"
 
@@ -136,6 +136,9 @@ def main() -> None:
     module = sys.argv[2]
     sys.argv = sys.argv[2:]
     with one_line_errors(f"espnet_atm -m {module}"), in_words():
+        for option, value in zip(sys.argv[1:], sys.argv[2:]):
+            if option == "--config" and Path(value).is_file():
+                read_yaml(value)  # ESPnet would not name it
         if uses_a_task(module):
             from espnet_atm import task, transducer
 

@@ -102,7 +102,11 @@ class TrackReader(Mapping):
                     "empty folder"
                 )
         if self.means is not None:
-            check_mean(track, self._row(self.means, utt)[1], utt, self.means.path)
+            text = self._row(self.means, utt)[1]
+            if self.audio is None:
+                check_mean(track, text, utt, self.means.path)
+            elif text != mean_text(track):
+                raise wrong_mean(track, text, utt, self.means.path)
         return track
 
     def check_complete(self) -> None:
@@ -270,8 +274,13 @@ def record_checksum(record: bytes) -> str:
     return f"{zlib.crc32(record):08x}"
 
 
+def mean_text(track: np.ndarray) -> str:
+    """What ``utt2confidence`` says of a stored track."""
+    return f"{np.rint(track * STEPS).mean() / STEPS:.6f}"
+
+
 def check_mean(track: np.ndarray, text: str, utt: str, file: Path) -> None:
-    """Compare a track with its mean in ``utt2confidence``.
+    """Compare a track with its mean in ``utt2confidence`` of an earlier version.
 
     That is the mean of values rounded to steps of 1/255. kaldiio rounds up from 0.501
     steps on, so that one in a thousand of the stored values is a step below, or all that
@@ -286,11 +295,16 @@ def check_mean(track: np.ndarray, text: str, utt: str, file: Path) -> None:
     alike = np.bincount(steps.astype(np.int64))[:STEPS].max(initial=0)
     below = (2 + 0.01 * len(track) + alike) / STEPS / len(track)
     if not mean - 2e-6 <= said <= mean + 2e-6 + below:
-        raise UserError(
-            f"{file}: {utt}: {text} is not the mean of its track, which is {mean:.6f}: "
-            "the archive or one of the lists is damaged or exchanged; score again into "
-            "an empty folder"
-        )
+        raise wrong_mean(track, text, utt, file)
+
+
+def wrong_mean(track: np.ndarray, text: str, utt: str, file: Path) -> UserError:
+    """What to say of a track that is not the one of its mean."""
+    return UserError(
+        f"{file}: {utt}: {text} is not the mean of its track, which is "
+        f"{mean_text(track)}: the archive or one of the lists is damaged or exchanged; "
+        "score again into an empty folder"
+    )
 
 
 def read_scorer(folder: Path) -> Optional[Dict[str, Any]]:

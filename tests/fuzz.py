@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import random
 import re
+import runpy
 import shutil
 import sys
 import tempfile
@@ -32,6 +33,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conftest import ASR_CONFIG, LOSSES, SSL_CONFIG  # noqa: E402
+
+import espnet_atm.__main__  # noqa: E402
 
 TIMEOUT = 60
 UTTERANCES = 4
@@ -81,17 +84,12 @@ def run_here(command: str, arguments: List[str], log: str) -> None:
     os.dup2(fd, 2)
     # Not what pytest has put in their places.
     sys.stdout = sys.stderr = open(2, "w", closefd=False)
-    sys.argv = [command, *arguments]
-    from espnet_atm.errors import one_line_errors
-
-    module = COMMANDS[command]
-    with one_line_errors(module):
-        if command == "train":
-            from espnet_atm.task import ATMSSLTask
-
-            ATMSSLTask.main(cmd=arguments)
-        else:
-            sys.modules[module].main(arguments)
+    if command == "train":
+        sys.argv = ["espnet_atm", "-m", COMMANDS[command], *arguments]
+        espnet_atm.__main__.main()
+    else:
+        sys.argv = [command, *arguments]
+        runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)
 
 
 def run(command: str, arguments: List[str], log: Path) -> Ended:

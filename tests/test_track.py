@@ -33,7 +33,8 @@ def store(folder, tracks, by_score=True, audio=None) -> None:
         at = int(source.rpartition(":")[2])
         track = tracks[utt]
         record = ark[at : at + 22 + len(track)]
-        means.append(f"{utt} {np.rint(track * 255).mean() / 255:.6f}\n")
+        stored = np.frombuffer(record[22:], np.uint8)
+        means.append(f"{utt} {stored.mean() / 255:.6f}\n")
         speech = audio[utt] if audio else np.zeros(640 * len(track), np.float32)
         records.append(
             f"{utt} {len(speech)} {RATE} {checksum(speech)} 0 {zlib.crc32(record):08x}\n"
@@ -91,6 +92,19 @@ def test_tracks_made_by_hand(tmp_path, tracks, kind):
     reader = TrackReader(tmp_path / "confidence.scp")
     for utt, track in tracks.items():
         np.testing.assert_allclose(reader[utt], track, atol=1e-4)
+
+
+def test_a_mean_is_that_of_what_is_stored(folder, tracks):
+    """To the last digit; of an earlier version, without utt2audio, to a step or so."""
+    lines = (folder / "utt2confidence").read_text().splitlines()
+    mean = float(lines[0].split()[1])
+    for means in (f"{mean + 1e-5:.6f}", f"{mean:.7f}", f"{mean:.6f}0"):
+        text = "\n".join([f"utt0 {means}", *lines[1:]]) + "\n"
+        (folder / "utt2confidence").write_text(text)
+        with pytest.raises(UserError, match="utt0: .* is not the mean of its track"):
+            TrackReader(folder / "confidence.scp")["utt0"]
+    (folder / "utt2audio").unlink()
+    TrackReader(folder / "confidence.scp")["utt0"]
 
 
 def test_a_source_without_a_place_has_no_id(tmp_path, tracks):
