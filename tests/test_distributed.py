@@ -59,7 +59,8 @@ class Keeping(torch.optim.SGD):
 def rows(first: int, last: int) -> dict:
     """Utterances of a batch; every other one is shorter than the longest."""
     g = torch.Generator().manual_seed(5)
-    lengths = torch.tensor([SAMPLES, 14000, SAMPLES, 7000, SAMPLES, 9000, SAMPLES, 15000])
+    shorter = (14000, 7000, 9000, 15000)
+    lengths = torch.tensor([x for n in shorter for x in (SAMPLES, n)])
     data = dict(
         speech=torch.randn(8, SAMPLES, generator=g),
         speech_lengths=lengths,

@@ -99,7 +99,8 @@ def test_what_comes_from_outside_is_told_with_what_to_do(error, words):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("shape mismatch"), KeyError("x"), AssertionError(), OSError()]
+    "error",
+    [RuntimeError("shape mismatch"), KeyError("x"), AssertionError(), OSError()],
 )
 def test_our_own_faults_stay_what_they_are(error):
     assert cause(error) is None
@@ -169,7 +170,11 @@ COMMANDS = ["espnet_atm.bin.score", "espnet_atm.bin.export_ssl", "espnet_atm"]
 @pytest.mark.parametrize("module", COMMANDS)
 @pytest.mark.parametrize(
     "version, file",
-    [("202503", "version.txt"), ("0.10.6", "espnet/version.txt"), ("202612", "version.txt")],
+    [
+        ("202503", "version.txt"),
+        ("0.10.6", "espnet/version.txt"),
+        ("202612", "version.txt"),
+    ],
 )
 def test_another_espnet_is_named(another, tmp_path, module, version, file):
     done = run([sys.executable, "-m", module, "--help"], env=another(version, file))
@@ -187,7 +192,8 @@ def test_an_espnet_too_old_to_be_imported_is_named(another, tmp_path):
 
 
 def test_the_same_release_elsewhere_is_let_be(another):
-    done = run([sys.executable, "-m", "espnet_atm.bin.summary", "--help"], env=another("202611"))
+    command = [sys.executable, "-m", "espnet_atm.bin.summary", "--help"]
+    done = run(command, env=another("202611"))
     assert done.returncode == 0, done.stderr
 
 

@@ -397,7 +397,9 @@ def test_a_folder_in_place_of_the_checkpoint(tmp_path):
         read_state(tmp_path / "checkpoint.pth", "cpu")
 
 
-@pytest.mark.parametrize("option", [("--optim", "sgd"), ("--encoder_conf", "num_blocks=3")])
+@pytest.mark.parametrize(
+    "option", [("--optim", "sgd"), ("--encoder_conf", "num_blocks=3")]
+)
 def test_a_checkpoint_of_another_model_is_refused_by_name(ssl_command, option):
     command = ssl_command(**ATM)
     ATMSSLTask.main(cmd=command)
