@@ -89,6 +89,7 @@ inference_asr_model=valid.loss.best.pth
 
 help_message=$(cat << EOF
 Usage: $0 [--stage N] [--stop_stage N] [options]
+With --stop_stage 0 only the options are looked at.
 
 Stages:
     1   data preparation            7   confidence report
@@ -187,7 +188,7 @@ plain() {
 for name in nj num_nodes nbpe; do whole "${name}" 1; done
 for name in stage stop_stage ngpu max_skipped head_epochs; do whole "${name}" 0; done
 for name in ssl_max_epoch asr_max_epoch nclusters; do whole "${name}" 1 unset; done
-[ "${stage}" -le "${stop_stage}" ] \
+[ "${stop_stage}" -eq 0 ] || [ "${stage}" -le "${stop_stage}" ] \
     || die "--stage ${stage} comes after --stop_stage ${stop_stage}: nothing would be run"
 number km_portion "x > 0 && x <= 1" "above 0 and at most 1"
 number min_wav_duration "x >= 0" "of at least 0"
