@@ -646,9 +646,16 @@ if runs 4; then
     for_each_set drop_once
 fi
 
-# same_data: refuse to go on with a set in dump/ that is not what is in data/.
+# same_data: refuse to go on with a set in dump/ that is not what is in data/, if one of the
+# stages to run reads it.
 same_data() {
-    local step=drop state
+    local step=drop state n stages="5 11" reads=false
+    [ "${role}" != pool ] || stages="6 7 8 9 10"
+    [ "${role}" != test ] || stages=12
+    for n in ${stages}; do
+        ! runs "${n}" || reads=true
+    done
+    "${reads}" || return 0
     [ "${role}" != test ] || step=format
     state=${dumpdir}/.steps/${step}_${dumped}
     [ ! -e "${state}.begun" ] || [ "$(cat "${state}.done" 2> /dev/null)" = "$(set_key)" ] \
@@ -657,7 +664,7 @@ same_data() {
     [ -s "${data_feats}/${dumped}/wav.scp" ] \
         || die "${data_feats}/${dumped}/wav.scp is missing or empty: run stages 3 and 4 first"
 }
-[ "${stop_stage}" -le 4 ] || for_each_set same_data
+for_each_set same_data
 
 # ========================== Confidence ==========================
 
