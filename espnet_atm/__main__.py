@@ -10,6 +10,7 @@ import importlib.util
 import re
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import Iterator, Optional
 
@@ -84,6 +85,9 @@ def cause(error: BaseException) -> Optional[str]:
     """What a user can mend, of an error that is not :class:`UserError`; else None."""
     if isinstance(error, MemoryError):
         error = RuntimeError(f"out of memory {error}")
+    elif isinstance(error, EOFError) and _of_a_pipe(error):
+        # torch may see the end of its pipe before it sees the end of the process.
+        error = RuntimeError("DataLoader worker exited unexpectedly")
     elif not isinstance(error, (OSError, RuntimeError)) and not hasattr(
         error, "error_index"  # of the processes that ESPnet starts
     ):
@@ -101,6 +105,12 @@ def cause(error: BaseException) -> Optional[str]:
             lines = [x for x in message.splitlines() if re.search(pattern, x)]
             return f"{words} ({(lines or [message])[0].strip()[:300]})"
     return None
+
+
+def _of_a_pipe(error: BaseException) -> bool:
+    """Whether it was raised while a process waited for another's data."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(x.filename.endswith("multiprocessing/connection.py") for x in frames)
 
 
 def was_interrupted(error: Optional[BaseException]) -> bool:
