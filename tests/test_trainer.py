@@ -529,5 +529,6 @@ def test_memory_and_open_files_are_flat_for_2000_steps(
     print(most)
     (memory, files, children), (first_memory, first_files, _) = most[4], most[1]
     assert memory < first_memory + 8
-    assert files <= first_files + 2  # those of the moment
+    # Batches on their way between processes; of a leak there would be hundreds.
+    assert files <= first_files + 10
     assert children <= 2 * workers  # of training and, next to them, of validation
