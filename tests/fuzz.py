@@ -25,7 +25,6 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
-import kaldiio
 import numpy as np
 import soundfile
 import torch

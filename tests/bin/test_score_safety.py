@@ -1,19 +1,16 @@
 """What may not be scored, and what may not be written over, is refused by name."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 
-import kaldiio
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import CNN, ROOT
-from scipy.signal import resample_poly
 from test_score import FILES, command, contents
 
 from espnet_atm.bin import score, summary
