@@ -22,6 +22,7 @@ setup(
         "espeakng-loader",  # the mini corpus's unlabelled speech
         "jiwer",
         "kaldiio",
+        "silero-vad>=6,<7",  # the speech gate; parts of its model are called
         "tqdm",
     ],
     extras_require={"test": ["pytest", "pytest-xdist", "hypothesis", "transformers"]},

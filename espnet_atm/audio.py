@@ -367,6 +367,23 @@ def _refuse_cut_off(file: soundfile.SoundFile) -> None:
         raise AudioError(f"is cut off: {found[1]} of {found[2]} bytes are there")
 
 
+def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Bring audio to another sampling rate.
+
+    Args:
+        audio: (..., N), float.
+        rate: of ``audio``, in Hz.
+        wanted: in Hz.
+
+    Returns:
+        (..., ceil(N * wanted / rate)), float32.
+    """
+    divisor = math.gcd(rate, wanted)
+    return scipy.signal.resample_poly(
+        audio, wanted // divisor, rate // divisor, axis=-1
+    ).astype(np.float32)
+
+
 class AudioDataset(torch.utils.data.Dataset):
     """Utterances of a ``wav.scp``, or of its ``segments``, at one sampling rate.
 
@@ -446,10 +463,7 @@ class AudioDataset(torch.utils.data.Dataset):
         record = f"{len(audio)} {rate} {checksum(audio)}"
         if self.sampling_rate not in (None, rate):
             _tell_once(utt, rate, self.sampling_rate)
-            divisor = math.gcd(rate, self.sampling_rate)
-            audio = scipy.signal.resample_poly(
-                audio, self.sampling_rate // divisor, rate // divisor
-            ).astype(np.float32)
+            audio = resample(audio, rate, self.sampling_rate)
         return audio, record
 
     def _source(self, index: int) -> Tuple[str, List[float]]:

@@ -28,6 +28,7 @@ MEASURE_OPTIONS = (
     "include_blank",
     "smooth",
     "energy_gate",
+    "speech_gate",
 )
 OPTIONS = {
     "ssl_conf": (
@@ -188,6 +189,7 @@ def _scorer(value: Any) -> Optional[Dict[str, Any]]:
     one_of("ssl_conf.scorer.measure", scorer.get("measure", "max"), MEASURES)
     number("ssl_conf.scorer.temperature", scorer.get("temperature", 1.0), positive=True)
     flag("ssl_conf.scorer.include_blank", scorer.get("include_blank", True))
+    flag("ssl_conf.scorer.speech_gate", scorer.get("speech_gate", False))
     _refinement("ssl_conf.scorer", scorer)
     return scorer
 

@@ -20,6 +20,7 @@ from espnet_atm.frames import (
     subsampling_layers,
 )
 from espnet_atm.masking import GuidedMasking
+from espnet_atm.speech import check_installed
 from espnet_atm.track import MAX_RATE_RATIO
 from espnet_atm.weighting import frame_weights
 
@@ -311,11 +312,14 @@ def load_scorer(
         device: where it is to score.
 
     Raises:
-        UserError: when it cannot be loaded whole, wants audio at another rate, or has
-            frames too long to tell those that are masked apart.
+        UserError: when it cannot be loaded whole, wants audio at another rate, has
+            frames too long to tell those that are masked apart, or wants a speech gate
+            that is not installed.
     """
     from espnet_atm.scorer import Scorer  # slow, and seldom needed
 
+    if conf.scorer.get("speech_gate"):
+        check_installed()
     config, weights = files = [conf.scorer[name] for name in SCORER_FILES]
     for name, file in zip(SCORER_FILES, files):
         if not Path(file).is_file():

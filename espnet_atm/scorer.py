@@ -16,6 +16,7 @@ from espnet_atm.frames import (
     measured_grid,
     subsampling_layers,
 )
+from espnet_atm.speech import speech_probability
 from espnet_atm.transducer import ASRTask  # also reads a transducer that has a CTC head
 from espnet_atm.weights import load_weights, read_weights
 
@@ -155,6 +156,7 @@ class Scorer:
         lengths: torch.Tensor,
         smooth: int = 1,
         energy_gate: Optional[float] = None,
+        speech_gate: bool = False,
         **measure,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Confidence of each frame, Eq. 2.
@@ -164,6 +166,8 @@ class Scorer:
             lengths: samples of each utterance (B,), int.
             smooth, energy_gate: see
                 :func:`espnet_atm.confidence.refine_confidence`.
+            speech_gate: take the confidence times
+                :func:`espnet_atm.speech.speech_probability`.
             **measure: options of :func:`espnet_atm.confidence.frame_confidence`.
 
         Returns:
@@ -174,16 +178,9 @@ class Scorer:
         confidence = frame_confidence(log_probs, **measure)
         steps = torch.arange(confidence.size(1), device=confidence.device)
         confidence = confidence.masked_fill(steps >= frames[:, None], 0)
-        refined = refine_confidence(
-            confidence,
-            frames,
-            speech.to(self.device),
-            lengths.to(self.device),
-            self.grid,
-            smooth,
-            energy_gate,
-        )
-        return refined, frames
+        audio = speech.to(self.device), lengths.to(self.device)
+        gates = smooth, energy_gate, speech_gate
+        return self._refine(confidence, frames, *audio, *gates), frames
 
     def score_long(
         self,
@@ -191,6 +188,7 @@ class Scorer:
         max_samples: int,
         smooth: int = 1,
         energy_gate: Optional[float] = None,
+        speech_gate: bool = False,
         **measure,
     ) -> torch.Tensor:
         """Confidence of an utterance that is too long to be encoded at once.
@@ -198,12 +196,12 @@ class Scorer:
         An approximation: windows that overlap are scored one by one, and of each counts
         the inner part, so that every frame has heard what is around it. Windows begin at
         multiples of the frame shift, which makes their frames those of the whole.
-        Smoothing and gate then see the utterance as a whole.
+        Smoothing and gates then see the utterance as a whole.
 
         Args:
             speech: (N,), float32, in [-1, 1], at :attr:`sampling_rate`.
             max_samples: of a window.
-            smooth, energy_gate, measure: see :meth:`score`.
+            smooth, energy_gate, speech_gate, measure: see :meth:`score`.
 
         Returns:
             (T,), float32, on the CPU.
@@ -224,15 +222,30 @@ class Scorer:
                 break
             first += step
         whole = torch.cat(parts)[None]
-        return refine_confidence(
-            whole,
-            torch.tensor([whole.size(1)]),
-            speech[None],
-            torch.tensor([len(speech)]),
-            self.grid,
-            smooth,
-            energy_gate,
-        )[0]
+        audio = speech[None], torch.tensor([len(speech)])
+        frames = torch.tensor([whole.size(1)])
+        gates = smooth, energy_gate, speech_gate
+        return self._refine(whole, frames, *audio, *gates)[0]
+
+    def _refine(
+        self,
+        confidence: torch.Tensor,
+        frames: torch.Tensor,
+        speech: torch.Tensor,
+        lengths: torch.Tensor,
+        smooth: int,
+        energy_gate: Optional[float],
+        speech_gate: bool,
+    ) -> torch.Tensor:
+        """Smooth and gate; arguments as of :func:`refine_confidence`, and as here."""
+        confidence = refine_confidence(
+            *(confidence, frames, speech, lengths, self.grid, smooth, energy_gate)
+        )
+        if speech_gate:
+            confidence = confidence * speech_probability(
+                speech, lengths, self.sampling_rate, self.grid, frames
+            )
+        return confidence
 
     def is_too_short(self, num_samples: int) -> bool:
         """Whether so many samples are known to be too few for a frame.
@@ -265,7 +278,11 @@ class Scorer:
         return torch.where(seen, speech.gather(1, mirrored), 0)
 
     def depends_on_padding(
-        self, smooth: int = 1, energy_gate: Optional[float] = None, **measure
+        self,
+        smooth: int = 1,
+        energy_gate: Optional[float] = None,
+        speech_gate: bool = False,
+        **measure,
     ) -> bool:
         """Whether an utterance is scored otherwise beside a longer one than alone.
 
@@ -276,7 +293,7 @@ class Scorer:
         cannot tell apart does not count.
 
         Args:
-            smooth, energy_gate: not looked at; they add no leak.
+            smooth, energy_gate, speech_gate: not looked at; they add no leak.
             **measure: options of :meth:`score`.
         """
         half, self.half = self.half, False

@@ -327,6 +327,8 @@ def read_scorer(folder: Path) -> Optional[Dict[str, Any]]:
             f"{file}: is damaged, or not what espnet_atm.bin.score writes there: it does "
             "not say what made the scores; score again into an empty folder"
         )
+    if "model" in found:  # of a version that knew no speech gate
+        found.setdefault("speech_gate", None)
     return found
 
 

@@ -67,6 +67,7 @@ from tqdm import tqdm
 from espnet_atm.audio import AudioDataset, AudioError, Table
 from espnet_atm.confidence import MEASURES, check_refinement, is_positive
 from espnet_atm.errors import UserError, check_file, one_line_errors
+from espnet_atm.speech import describe_gate
 from espnet_atm.track import (
     AUDIO_COLUMNS,
     SOURCE,
@@ -155,6 +156,15 @@ def get_parser() -> argparse.ArgumentParser:
         help="no confidence for frames so many dB below the utterance's loud ones",
     )
     parser.add_argument(
+        "--speech_gate",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="take the confidence times the probability, by silero-vad, that a frame is "
+        "speech",
+    )
+    parser.add_argument(
         "--max_skipped",
         type=int,
         default=0,
@@ -197,11 +207,12 @@ def measure_options(args: argparse.Namespace) -> Dict:
         "include_blank": not args.exclude_blank,
         "smooth": args.smooth,
         "energy_gate": args.energy_gate,
+        "speech_gate": args.speech_gate,
     }
 
 
 def describe_scorer(args: argparse.Namespace) -> Dict:
-    """Checksums of the model, and the measure: what the scores depend on."""
+    """Checksums of the models, and the measure: what the scores depend on."""
 
     def digest(file: str) -> str:
         check_file(file)
@@ -212,6 +223,7 @@ def describe_scorer(args: argparse.Namespace) -> Dict:
         "model": digest(args.asr_model_file),
         "config": digest(args.asr_train_config),
         **measure_options(args),
+        "speech_gate": describe_gate() if args.speech_gate else None,
     }
 
 
