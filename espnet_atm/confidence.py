@@ -300,8 +300,20 @@ def align_track(
             f"samples) does not fit {dst_length} frames of {dst_shift} samples "
             f"({dst_length * dst_shift} samples)"
         )
+    return _means_over(track, src_shift, src_offset, dst_shift, dst_offset, dst_length)
+
+
+def _means_over(
+    track: np.ndarray,
+    src_shift: float,
+    src_offset: float,
+    dst_shift: float,
+    dst_offset: float,
+    dst_length: int,
+) -> np.ndarray:
+    """What :func:`align_track` computes, whatever the two last: (S,) -> (dst_length,)."""
     # The integral of the piecewise constant track, taken at the target's frame edges.
-    src_edges = src_offset + (np.arange(length + 1) - 0.5) * src_shift
+    src_edges = src_offset + (np.arange(len(track) + 1) - 0.5) * src_shift
     integral = np.concatenate([[0.0], np.cumsum(track, dtype=np.float64)]) * src_shift
     dst_edges = dst_offset + (np.arange(dst_length + 1) - 0.5) * dst_shift
     inside = np.clip(dst_edges, src_edges[0], src_edges[-1])
@@ -319,6 +331,7 @@ def align_tracks(
     src: "FrameGrid",
     lengths: torch.Tensor,
     dst: "FrameGrid",
+    same_audio: bool = False,
 ) -> torch.Tensor:
     """:func:`align_track` for a batch.
 
@@ -327,6 +340,8 @@ def align_tracks(
         counts: source frames of each row (B,), int.
         src, dst: the two grids.
         lengths: target frames of each row (B,), int.
+        same_audio: whether both are known to be of the same audio, so that how long they
+            last is not compared.
 
     Returns:
         (B, T), float32, a tensor of its own, without gradient; zero at padding.
@@ -334,16 +349,20 @@ def align_tracks(
     Raises:
         ValueError: as :func:`align_track` does.
     """
-    rows = [
-        torch.as_tensor(
-            align_track(
-                track[:count], src.shift, dst.shift, length, src.offset, dst.offset
+    rows = []
+    for track, count, length in zip(
+        tracks.detach().float().cpu().numpy(), counts.tolist(), lengths.tolist()
+    ):
+        track = track[:count]
+        if same_audio:
+            row = _means_over(
+                track, src.shift, src.offset, dst.shift, dst.offset, length
             )
-        )
-        for track, count, length in zip(
-            tracks.float().cpu().numpy(), counts.tolist(), lengths.tolist()
-        )
-    ]
+        else:
+            row = align_track(
+                track, src.shift, dst.shift, length, src.offset, dst.offset
+            )
+        rows.append(torch.as_tensor(row))
     # One copy to the host and back: the alignment is a matter of few numbers.
     aligned = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return aligned.to(tracks.device)

@@ -64,7 +64,6 @@ def speech_probability(
 
     Raises:
         UserError: when silero-vad is not installed.
-        ValueError: when ``frames`` of ``grid`` do not last as long as the audio.
     """
     from espnet_atm.frames import FrameGrid
 
@@ -84,6 +83,7 @@ def speech_probability(
         FrameGrid(shift, (shift - 1) / 2),
         frames,
         grid,
+        same_audio=True,  # whose last chunk is filled up, while a scorer loses frames
     )
 
 

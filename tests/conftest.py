@@ -44,6 +44,21 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(scope="session")
+def spoken() -> dict:
+    """Speech by condition, and noise alone (``purenoise``): (N,), float32, at 16 kHz."""
+    import mini
+
+    synthesize = mini.Synthesizer()
+    found = {}
+    for plan in mini.make_plan("unlabelled", 1.5):
+        if plan.condition not in found:
+            found[plan.condition] = torch.from_numpy(
+                mini.render(plan, synthesize).astype(np.float32) / 32768
+            )
+    return found
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """Ten utterances with labels at 10 ms and a confidence track at 40 ms.
 

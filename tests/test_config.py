@@ -147,6 +147,8 @@ def test_what_is_no_word_is_refused(where, value):
             "ssl_conf.scorer.include_blank: 'false' is not true or false; .*quotes",
         ),
         ({"scorer": {**SCORER, "include_blank": 0}}, "include_blank: 0 is not true or"),
+        ({"scorer": {**SCORER, "speech_gate": 1}}, "scorer.speech_gate: 1 is not true or"),
+        ({"scorer": {**SCORER, "speech_gate": "yes"}}, "speech_gate: 'yes' is not true"),
         ({"loss_scale": []}, r"ssl_conf.loss_scale: \[\] is not known"),
         ({"loss_scale": False}, "ssl_conf.loss_scale: False is not known"),
         ({"scorer": []}, r"ssl_conf.scorer: \[\] is not a mapping"),

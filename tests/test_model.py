@@ -9,6 +9,7 @@ from espnet_atm.confidence import align_track
 from espnet_atm.config import SSLConf
 from espnet_atm.model import ATMSSLModel
 from espnet_atm.scorer import Scorer
+from espnet_atm.speech import speech_probability
 from espnet_atm.task import ATMSSLTask
 
 SPEECH = torch.randn(3, 16000, generator=torch.Generator().manual_seed(2))
@@ -338,6 +339,24 @@ def test_options_of_the_measure_reach_the_scorer(build, asr):
     ]
     assert not torch.allclose(found[0], found[1])
     assert (found[2] < found[0])[0].all()
+
+
+def test_the_speech_gate_inside_training(build, asr, spoken):
+    pairs = [spoken["clean"], spoken["purenoise"]]
+    speech = torch.nn.utils.rnn.pad_sequence(pairs, batch_first=True)
+    lengths = torch.tensor([len(x) for x in pairs])
+    found = []
+    for gate in ({}, {"speech_gate": False}, {"speech_gate": True}):
+        model = build(masker="atm", scorer=scorer_conf(asr, **gate))
+        frames = torch.tensor([model.encoder_grid().length(len(x)) for x in pairs])
+        found.append(model.score(speech, lengths, frames))
+    assert torch.equal(found[0], found[1])
+    probability = speech_probability(
+        speech, lengths, 16000, model.encoder_grid(), frames
+    )
+    torch.testing.assert_close(found[2], found[0] * probability, atol=0.02, rtol=0)
+    assert not found[2].requires_grad and not found[2].is_inference()
+    assert found[2][1].mean() < found[2][0].mean() / 10
 
 
 def test_a_scorer_of_another_rate_is_refused(build, make_asr):

@@ -6,10 +6,12 @@ import yaml
 from conftest import CNN, CONFORMER, SSL_CONFIG
 from espnet2.tasks.asr import ASRTask
 
-from espnet_atm.confidence import frame_confidence
+from espnet_atm.audio import resample
+from espnet_atm.confidence import frame_confidence, utterance_confidence
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
+from espnet_atm.speech import speech_probability
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,43 @@ def test_padding_has_no_confidence_and_hardly_an_effect(scorer):
     # ESPnet's STFT mirrors the end of a single utterance, and sees zeros in a batch.
     torch.testing.assert_close(both[1, : int(count)], alone[0], atol=5e-3, rtol=0)
     assert (both[1, int(count) :] == 0).all()
+
+
+def test_the_speech_gate_multiplies(scorer, spoken):
+    pairs = [spoken["clean"], spoken["purenoise"]]
+    speech = torch.nn.utils.rnn.pad_sequence(pairs, batch_first=True)
+    lengths = torch.tensor([len(x) for x in pairs])
+    plain, frames = scorer.score(speech, lengths, smooth=3)
+    gated, same = scorer.score(speech, lengths, smooth=3, speech_gate=True)
+    probability = speech_probability(speech, lengths, 16000, scorer.grid, frames)
+    assert torch.equal(frames, same)
+    torch.testing.assert_close(gated, plain * probability)
+    means = utterance_confidence(gated, frames)
+    assert means[1] < means[0] / 10
+    assert not scorer.depends_on_padding(speech_gate=True)
+
+
+def test_the_speech_gate_hears_a_long_utterance_as_a_whole(scorer, spoken):
+    speech = torch.cat([spoken["clean"], spoken["purenoise"], spoken["room"]])
+    length = torch.tensor([len(speech)])
+    plain = scorer.score_long(speech, 32000)
+    gated = scorer.score_long(speech, 32000, speech_gate=True)
+    frames = torch.tensor([len(plain)])
+    probability = speech_probability(speech[None], length, 16000, scorer.grid, frames)
+    torch.testing.assert_close(gated, plain * probability[0])
+
+
+@pytest.mark.parametrize("rate", [8000, 22050])
+def test_the_speech_gate_at_other_rates(make_asr, spoken, rate):
+    front_end = {"n_fft": 512, "win_length": 400, "hop_length": 160, "fs": rate}
+    scorer = Scorer.from_files(*make_asr(frontend_conf=front_end))
+    means = []
+    for condition in ("clean", "purenoise"):
+        x = torch.from_numpy(resample(spoken[condition].numpy(), 16000, rate))
+        one = x[None], torch.tensor([len(x)])
+        gated, frames = scorer.score(*one, speech_gate=True)
+        means.append(float(utterance_confidence(gated, frames)))
+    assert means[1] < means[0] / 10
 
 
 def test_grid_follows_the_layers(scorer):

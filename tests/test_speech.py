@@ -30,107 +30,92 @@ def library(samples: torch.Tensor, rate: int) -> torch.Tensor:
         return load_silero_vad().audio_forward(samples[None], sr=rate)[0]
 
 
-def voice(seconds: float, rate: int) -> torch.Tensor:
-    """What silero-vad takes for speech: vowels in syllables; not all of it."""
-    t = np.arange(int(seconds * rate)) / rate
-    pitch = 120 + 20 * np.sin(2 * np.pi * 1.3 * t)
-    phase = 2 * np.pi * np.cumsum(pitch) / rate
-    formants = (700, 1200, 2600)
-    x = sum(
-        np.sin(n * phase) * sum(np.exp(-(((120 * n - f) / 150) ** 2)) for f in formants)
-        for n in range(1, 28)
-    )
-    x = 0.1 * x * (np.sin(2 * np.pi * 2 * t) > -0.3)
-    return torch.from_numpy(x.astype(np.float32))
+@pytest.fixture(scope="module")
+def voices(spoken):
+    """At each rate: (N,), float32."""
+    wide = spoken["clean"]
+    return {
+        rate: torch.from_numpy(resample(wide.numpy(), 16000, rate))
+        for rate in (4000, 8000, 11025, 16000, 22050, 44100, 48000)
+    }
 
 
 def chunks_of(samples: int, rate: int) -> int:
     return -(-samples // CHUNKS[rate].shift)
 
 
+def alone(samples: torch.Tensor, rate: int) -> torch.Tensor:
+    """Ours, on silero-vad's own frames: (N,) -> (S,)."""
+    length = torch.tensor([len(samples)])
+    frames = torch.tensor([chunks_of(len(samples), rate)])
+    return speech_probability(samples[None], length, rate, CHUNKS[rate], frames)[0]
+
+
 @pytest.mark.parametrize("rate", CHUNKS)
-@pytest.mark.parametrize("samples", [1, 300, 512, 16000, 40001])
-def test_one_utterance_is_as_in_the_package(rate, samples):
-    x = voice(3, rate)[:samples] + 0.001 * torch.randn(samples)
+@pytest.mark.parametrize("samples", [1, 300, 512, 16000, 20001])
+def test_one_utterance_is_as_in_the_package(rate, samples, voices):
+    x = voices[rate][:samples]
     expected = library(x, rate)
-    found = speech_probability(
-        x[None],
-        torch.tensor([samples]),
-        rate,
-        CHUNKS[rate],
-        torch.tensor([chunks_of(samples, rate)]),
-    )
-    assert found.shape == (1, len(expected))
-    assert (found[0] - expected).abs().max() < 1e-5
+    found = alone(x, rate)
+    assert len(x) == samples and len(found) == len(expected)
+    assert (found - expected).abs().max() < 1e-4
+    assert samples < 16000 or expected.max() > 0.9
 
 
 @pytest.mark.parametrize("rate", CHUNKS)
-def test_a_batch_is_as_each_alone_whatever_is_beyond_its_end(rate):
-    x = torch.stack([voice(2, rate), 0.1 * torch.randn(2 * rate), voice(2, rate)])
+def test_a_batch_is_as_each_alone_whatever_is_beyond_its_end(rate, voices):
+    voice = voices[rate][: 2 * rate]
+    x = torch.stack([voice, 0.1 * torch.randn(2 * rate), voice])
     lengths = torch.tensor([2 * rate, 7001, 1000])
     frames = torch.tensor([chunks_of(n, rate) for n in lengths.tolist()])
     together = speech_probability(x, lengths, rate, CHUNKS[rate], frames)
     for row, samples, length, count in zip(together, x, lengths, frames):
         assert (row[count:] == 0).all()
-        expected = library(samples[:length], rate)
-        assert (row[:count] - expected).abs().max() < 1e-5
+        assert (row[:count] - library(samples[:length], rate)).abs().max() < 1e-4
 
 
-def test_speech_is_told_from_noise():
-    x = torch.stack([voice(4, 16000), 0.1 * torch.randn(64000)])
-    lengths = torch.tensor([64000, 64000])
-    probability = speech_probability(
-        x, lengths, 16000, CHUNKS[16000], torch.tensor([125, 125])
-    )
-    assert probability[0].mean() > 0.4 and probability[1].max() < 0.3
+def test_speech_is_told_from_noise(spoken):
+    for condition, x in spoken.items():
+        share = (alone(x, 16000) > 0.5).float().mean()
+        assert share < 0.05 if condition == "purenoise" else share > 0.5, condition
 
 
 @pytest.mark.parametrize("rate", [4000, 11025, 22050, 44100, 48000])
-def test_other_rates_are_resampled(rate):
-    x = voice(3, rate)
-    grid = FrameGrid(512 * rate / 16000, 511 / 2 * rate / 16000)
-    wide = torch.from_numpy(resample(x.numpy(), rate, 16000))
-    expected = library(wide, 16000)
-    found = speech_probability(
-        torch.stack([x, x]),
-        torch.tensor([len(x), len(x) // 2]),
-        rate,
-        grid,
-        torch.tensor([len(expected), len(expected) // 2]),
-    )
-    assert (found[0] - expected).abs().max() < 1e-3
+def test_other_rates_are_resampled(rate, voices):
+    x = voices[rate]
+    grid = FrameGrid(512 * rate / 16000, (512 * rate / 16000 - 1) / 2)
+    expected = library(torch.from_numpy(resample(x.numpy(), rate, 16000)), 16000)
+    lengths = torch.tensor([len(x), len(x) // 2])
+    frames = -(-(lengths * 16000) // (512 * rate))
+    found = speech_probability(torch.stack([x, x]), lengths, rate, grid, frames)
+    # The two centres differ by up to half a sample.
+    assert (found[0] - expected).abs().max() < 0.01
     half = speech_probability(
-        x[None, : len(x) // 2],
-        torch.tensor([len(x) // 2]),
-        rate,
-        grid,
-        torch.tensor([len(expected) // 2]),
+        x[None, : lengths[1]], lengths[1:], rate, grid, frames[1:]
     )
-    assert (found[1, : len(expected) // 2] - half[0]).abs().max() < 1e-5
+    assert (found[1, : frames[1]] - half[0]).abs().max() < 1e-4
 
 
-def test_it_comes_to_the_scorers_frames_by_time():
-    x = voice(4, 16000)
-    x[32000:] = 0.001 * torch.randn(32000)  # from the second second on
+def test_it_comes_to_the_scorers_frames_by_time(voices):
+    x = voices[16000][:64000].clone()
+    x[32000:] = 0.001 * torch.randn(len(x) - 32000)
     grid = FrameGrid(640, 879.5)
-    found = speech_probability(
-        x[None], torch.tensor([64000]), 16000, grid, torch.tensor([98])
-    )[0]
-    own = speech_probability(
-        x[None], torch.tensor([64000]), 16000, CHUNKS[16000], torch.tensor([125])
-    )[0]
-    for frame in range(98):
+    frames = (len(x) - 1000) // 640
+    length = torch.tensor([len(x)])
+    found = speech_probability(x[None], length, 16000, grid, torch.tensor([frames]))
+    own = alone(x, 16000)
+    for frame, value in enumerate(found[0]):
         first = (grid.offset + (frame - 0.5) * 640) / 512
         near = own[max(int(first) - 1, 0) : int(first) + 3]
-        assert near.min() - 1e-6 <= found[frame] <= near.max() + 1e-6
+        assert near.min() - 1e-6 <= value <= near.max() + 1e-6
 
 
-def test_frames_that_do_not_fit_the_audio_are_refused():
-    with pytest.raises(ValueError, match="does not fit 20 frames of 640"):
-        speech_probability(
-            *(torch.randn(1, 64000), torch.tensor([64000]), 16000),
-            *(FrameGrid(640, 320), torch.tensor([20])),
-        )
+def test_the_same_frames_without_the_last_one_are_fine(voices):
+    x = voices[16000][:5000]
+    expected = alone(x, 16000)[:9]
+    lengths, frames = torch.tensor([5000]), torch.tensor([9])
+    found = speech_probability(x[None], lengths, 16000, CHUNKS[16000], frames)
+    torch.testing.assert_close(found[0], expected)
 
 
 def test_torch_keeps_its_threads_and_the_audio_its_samples():

@@ -390,6 +390,26 @@ def test_tracks_of_different_measures_are_refused_at_the_start(
     assert ATMSSLTask.build_collate_fn(arguments(command), True)
 
 
+@pytest.mark.parametrize("earlier", [{}, {"speech_gate": None}])
+def test_gated_tracks_and_others_are_refused_at_the_start(
+    ssl_command, corpus, tmp_path, earlier
+):
+    """Also where the others are of a version without the gate."""
+    command = ssl_command(ssl_conf=ATM)
+    for mode, gate in (("train", {"speech_gate": "silero-vad 6"}), ("valid", earlier)):
+        folder = tmp_path / mode
+        folder.mkdir()
+        for name in ("confidence.scp", "frame_shift", "frame_offset"):
+            (folder / name).write_text((corpus / name).read_text())
+        (folder / "scorer").write_text(json.dumps({"model": "x", "config": "y", **gate}))
+        option = f"--{mode}_data_path_and_name_and_type"
+        for at, word in enumerate(command):
+            if word == option and "confidence.scp" in command[at + 1]:
+                command[at + 1] = f"{folder}/confidence.scp,confidence,kaldi_ark"
+    with pytest.raises(ValueError, match="scorers or measures: speech_gate; score both"):
+        ATMSSLTask.main(cmd=command)
+
+
 NOTHING = {"none at all": {}, "null": {"ssl_conf": None}, "empty": {"ssl_conf": {}}}
 
 

@@ -28,6 +28,7 @@ from espnet_atm.confidence import align_track, smooth_confidence
 from espnet_atm.config import read_track_grid
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
+from espnet_atm.speech import describe_gate
 
 FILES = ("confidence.ark", "confidence.scp", "utt2confidence", "frame_shift", "scorer")
 
@@ -492,6 +493,51 @@ def test_refined_scores(asr, corpus, tmp_path):
         main(command(asr, corpus / "wav.scp", folder, "--energy_gate", "30"))
     with pytest.raises(ValueError, match="smooth: 0 is not a positive number"):
         main(command(asr, corpus / "wav.scp", folder, "--smooth", "0"))
+
+
+@pytest.mark.parametrize("how", [["--speech_gate"], ["--speech_gate", "true"]])
+def test_scores_through_the_speech_gate(asr, spoken, tmp_path, how):
+    lines = []
+    for condition, audio in spoken.items():
+        soundfile.write(tmp_path / f"{condition}.wav", audio.numpy(), 16000)
+        lines.append(f"{condition} {tmp_path}/{condition}.wav\n")
+    (tmp_path / "wav.scp").write_text("".join(lines))
+    main(command(asr, tmp_path / "wav.scp", tmp_path / "scores", *how))
+    scorer = Scorer.from_files(*asr)
+    tracks = kaldiio.load_scp(str(tmp_path / "scores" / "confidence.scp"))
+    for condition, audio in spoken.items():
+        one = audio[None], torch.tensor([len(audio)])
+        expected = scorer.score(*one, speech_gate=True)[0][0].numpy()
+        # In a batch ESPnet's STFT sees an utterance's end as it does alone.
+        assert np.abs(tracks[condition][:, 0] - expected).max() <= 1 / 255
+    rows = (tmp_path / "scores" / "utt2confidence").read_text().split()
+    means = dict(zip(rows[::2], map(float, rows[1::2])))
+    assert means["purenoise"] < min(means[x] for x in means if x != "purenoise") / 5
+    main(command(asr, tmp_path / "wav.scp", tmp_path / "scores", *how))  # goes on
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_gated_scores_and_others_are_not_mixed(asr, corpus, undisturbed, tmp_path, earlier):
+    file = undisturbed / "scorer"
+    maker = json.loads(file.read_text())
+    assert maker["speech_gate"] is None
+    if earlier:  # of a version without the gate
+        del maker["speech_gate"]
+        file.write_text(json.dumps(maker))
+    before = contents(undisturbed)
+    with pytest.raises(ValueError, match="speech_gate: null, now \"silero-vad "):
+        main(command(asr, corpus / "wav.scp", undisturbed, "--speech_gate"))
+    assert contents(undisturbed) == before
+    main(command(asr, corpus / "wav.scp", undisturbed, "--speech_gate", "false"))
+    main(command(asr, corpus / "wav.scp", tmp_path / "gated", "--speech_gate"))
+    maker = json.loads((tmp_path / "gated" / "scorer").read_text())
+    assert maker["speech_gate"] == describe_gate()
+    with pytest.raises(ValueError, match="speech_gate: \"silero-vad .*, now null"):
+        main(command(asr, corpus / "wav.scp", tmp_path / "gated"))
+    maker["speech_gate"] = "silero-vad 1.0 abc"
+    (tmp_path / "gated" / "scorer").write_text(json.dumps(maker))
+    with pytest.raises(ValueError, match="silero-vad 1.0 abc\", now \"silero-vad"):
+        main(command(asr, corpus / "wav.scp", tmp_path / "gated", "--speech_gate"))
 
 
 def test_audio_at_another_rate_is_resampled(asr, corpus, undisturbed, tmp_path, caplog):
