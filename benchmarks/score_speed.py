@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Speed and memory of scoring, side by side in one run.
 
-    . tools/activate_python.sh; OMP_NUM_THREADS=1 python benchmarks/score_speed.py
+    . tools/activate_python.sh; OMP_NUM_THREADS=2 python benchmarks/score_speed.py
 
 A model and a corpus of yours (--asr_train_config, --asr_model_file, --wav_scp), or an
-untrained conformer with CTC and noise, in three ways:
+untrained conformer with CTC and noise, in four ways:
 
 - bare: encoder and CTC head on batches that are ready, and nothing else;
 - score: ``espnet_atm.bin.score``, from wav.scp to confidence.ark;
+- gated: the same with ``--speech_gate``;
 - espnet: ``espnet2.bin.asr_inference`` with beam_size 1 and ctc_weight 1.0, on a few of
   the utterances.
 
@@ -170,15 +171,19 @@ def main() -> None:
             + (["--num_workers", str(args.num_workers)] if args.num_workers else [])
         )
 
-        times = {"bare": [], "score": []}
+        warm = torch.from_numpy(dataset[0])[None]
+        scorer.score(warm, torch.tensor([warm.size(1)]), speech_gate=True)
+        times = {"bare": [], "score": [], "gated": []}
         for round_ in range(args.rounds):
             times["bare"].append(bare(scorer, dataset, batch_bins))
-            output = folder / f"scores{round_}"
-            output.mkdir()
-            with score.ScoreWriter(output, dataset.utterances) as writer:
-                begin = time.perf_counter()
-                score.score_corpus(options, scorer, dataset, writer)
-                times["score"].append(time.perf_counter() - begin)
+            for way in ("score", "gated"):
+                options.speech_gate = way == "gated"
+                output = folder / f"{way}{round_}"
+                output.mkdir()
+                with score.ScoreWriter(output, dataset.utterances) as writer:
+                    begin = time.perf_counter()
+                    score.score_corpus(options, scorer, dataset, writer)
+                    times[way].append(time.perf_counter() - begin)
 
         decode = Speech2Text(
             asr_train_config=model[1],
@@ -202,6 +207,7 @@ def main() -> None:
         for name, rate in rates.items():
             print(f"{name:8}{rate:10.1f} s of audio a second")
         print(f"score / bare     {rates['score'] / rates['bare']:8.3f}")
+        print(f"gated / score    {rates['gated'] / rates['score']:8.3f}")
         print(f"score / espnet   {rates['score'] / rates['espnet']:8.1f}")
         if args.ngpu:
             print(f"audio hours a GPU hour: {rates['score']:.0f}")
