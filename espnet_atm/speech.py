@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import warnings
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, Tuple
 
 import torch
@@ -65,26 +66,102 @@ def speech_probability(
     Raises:
         UserError: when silero-vad is not installed.
     """
-    from espnet_atm.frames import FrameGrid
+    chunks = _Chunks.of(speech, lengths, sampling_rate)
+    return chunks.on(chunks.probability, grid, frames)
 
-    device = speech.device
-    rate = sampling_rate if sampling_rate in KINDS else OTHER_RATES
-    counts = lengths.cpu()
-    speech = _without_padding(speech.detach().float(), counts)
-    if rate != sampling_rate:
-        resampled = resample(speech.cpu().numpy(), sampling_rate, rate)
-        counts = -(counts * -rate // sampling_rate)  # rounded up, as resampling does
-        speech = _without_padding(torch.from_numpy(resampled).to(device), counts)
-    chunk = KINDS[rate].chunk
-    shift = chunk * sampling_rate / rate  # in samples of the audio as it came
-    return align_tracks(
-        _probability(speech, rate),
-        -(-counts // chunk),
-        FrameGrid(shift, (shift - 1) / 2),
-        frames,
-        grid,
-        same_audio=True,  # whose last chunk is filled up, while a scorer loses frames
+
+def speech_frames(
+    speech: torch.Tensor,
+    lengths: torch.Tensor,
+    sampling_rate: int,
+    grid: "FrameGrid",
+    frames: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Which frames are in silero-vad's segments of speech, by its own settings.
+
+    A segment begins at a probability of 0.5 and ends below 0.35, lasts 250 ms or more,
+    goes on over pauses of less than 100 ms and has 30 ms around it. A frame is in it
+    when half of the frame or more is.
+
+    Args:
+        as of :func:`speech_probability`.
+
+    Returns:
+        What :func:`speech_probability` does, and (B, T), bool, False at padding.
+
+    Raises:
+        UserError: when silero-vad is not installed.
+    """
+    chunks = _Chunks.of(speech, lengths, sampling_rate)
+    inside = torch.zeros_like(chunks.probability)
+    for row, probability, count, samples in zip(
+        inside, chunks.probability, chunks.counts.tolist(), chunks.samples.tolist()
+    ):
+        for segment in _silero_vad().get_speech_timestamps_from_probs(
+            probability[:count].tolist(),
+            sampling_rate=chunks.rate,
+            audio_length_samples=samples,
+        ):
+            edges = [segment[x] / KINDS[chunks.rate].chunk for x in ("start", "end")]
+            steps = torch.arange(len(row), device=row.device)
+            row += (edges[1] - steps).clamp(0, 1) - (edges[0] - steps).clamp(0, 1)
+    return (
+        chunks.on(chunks.probability, grid, frames),
+        chunks.on(inside, grid, frames) >= 0.5,
     )
+
+
+class _Chunks(NamedTuple):
+    """What silero-vad hears in a batch.
+
+    Args:
+        probability: of each chunk (B, S), float32.
+        counts: chunks of each utterance (B,), int.
+        samples: of each utterance, at ``rate`` (B,), int.
+        rate: of the model, in Hz.
+        grid: the chunks in samples of the audio as it came.
+    """
+
+    probability: torch.Tensor
+    counts: torch.Tensor
+    samples: torch.Tensor
+    rate: int
+    grid: "FrameGrid"
+
+    @classmethod
+    def of(
+        cls, speech: torch.Tensor, lengths: torch.Tensor, sampling_rate: int
+    ) -> "_Chunks":
+        """Hear a batch; arguments as of :func:`speech_probability`."""
+        from espnet_atm.frames import FrameGrid
+
+        device = speech.device
+        rate = sampling_rate if sampling_rate in KINDS else OTHER_RATES
+        samples = lengths.cpu()
+        speech = _without_padding(speech.detach().float(), samples)
+        if rate != sampling_rate:
+            resampled = resample(speech.cpu().numpy(), sampling_rate, rate)
+            # Rounded up, as resampling does. The filter rings beyond an utterance's end.
+            samples = -(samples * -rate // sampling_rate)
+            speech = _without_padding(torch.from_numpy(resampled).to(device), samples)
+        chunk = KINDS[rate].chunk
+        shift = chunk * sampling_rate / rate
+        return cls(
+            _probability(speech, rate),
+            -(-samples // chunk),
+            samples,
+            rate,
+            FrameGrid(shift, (shift - 1) / 2),
+        )
+
+    def on(
+        self, track: torch.Tensor, grid: "FrameGrid", frames: torch.Tensor
+    ) -> torch.Tensor:
+        """A track of the chunks, brought to other frames: (B, S) -> (B, T)."""
+        # The last chunk is filled up, while a scorer loses frames at the edges.
+        return align_tracks(
+            track, self.counts, self.grid, frames, grid, same_audio=True
+        )
 
 
 def _without_padding(speech: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -116,15 +193,11 @@ def _model(
     rate: int, device: torch.device
 ) -> Tuple[torch.jit.ScriptModule, torch.nn.LSTM]:
     """silero-vad for a sampling rate, and its recurrent layer for whole sequences."""
-    check_installed()
-    threads = torch.get_num_threads()
-    try:
-        from silero_vad import load_silero_vad  # leaves torch with one thread
-    finally:
-        torch.set_num_threads(threads)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit.load's, to silero-vad
-        net = getattr(load_silero_vad(), KINDS[rate].name).to(device).eval()
+        # torch.jit.load's and importlib.resources', to silero-vad
+        warnings.simplefilter("ignore")
+        net = getattr(_silero_vad().load_silero_vad(), KINDS[rate].name)
+    net = net.to(device).eval()
     cell = net.decoder.rnn
     recurrent = torch.nn.LSTM(
         cell.weight_ih.size(1), cell.weight_hh.size(1), batch_first=True
@@ -133,6 +206,17 @@ def _model(
         {f"{name}_l0": value for name, value in cell.state_dict().items()}
     )
     return net, recurrent.to(device).eval().requires_grad_(False)
+
+
+def _silero_vad() -> ModuleType:
+    """The package, imported with torch's number of threads kept, which it sets to one."""
+    check_installed()
+    threads = torch.get_num_threads()
+    try:
+        import silero_vad
+    finally:
+        torch.set_num_threads(threads)
+    return silero_vad
 
 
 def check_installed() -> None:

@@ -11,7 +11,8 @@ from espnet_atm import speech
 from espnet_atm.audio import resample
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
-from espnet_atm.speech import describe_gate, speech_probability
+from espnet_atm.speech import _silero_vad as silero
+from espnet_atm.speech import describe_gate, speech_frames, speech_probability
 
 # silero-vad's own frames
 CHUNKS = {16000: FrameGrid(512, 255.5), 8000: FrameGrid(256, 127.5)}
@@ -21,13 +22,9 @@ def library(samples: torch.Tensor, rate: int) -> torch.Tensor:
     """By the package itself, one chunk after the other: (N,) -> (S,)."""
     missing = -len(samples) % CHUNKS[rate].shift  # of one chunk alone it is refused
     samples = torch.nn.functional.pad(samples, (0, missing))
-    threads = torch.get_num_threads()
-    from silero_vad import load_silero_vad
-
-    torch.set_num_threads(threads)
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore", FutureWarning)
-        return load_silero_vad().audio_forward(samples[None], sr=rate)[0]
+        warnings.simplefilter("ignore")
+        return silero().load_silero_vad().audio_forward(samples[None], sr=rate)[0]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +69,35 @@ def test_a_batch_is_as_each_alone_whatever_is_beyond_its_end(rate, voices):
     for row, samples, length, count in zip(together, x, lengths, frames):
         assert (row[count:] == 0).all()
         assert (row[:count] - library(samples[:length], rate)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050])
+def test_segments_are_the_packages_own(rate, voices, spoken):
+    noise = torch.from_numpy(resample(spoken["purenoise"].numpy(), 16000, rate))
+    voice = voices[rate]
+    pairs = [torch.cat([noise[:rate], voice, noise[:rate]]), noise]
+    speech = torch.nn.utils.rnn.pad_sequence(pairs, batch_first=True)
+    lengths = torch.tensor([len(x) for x in pairs])
+    grid = FrameGrid(rate // 100, rate / 200)  # of 10 ms
+    frames = lengths // (rate // 100)
+    probability, inside = speech_frames(speech, lengths, rate, grid, frames)
+    expected = speech_probability(speech, lengths, rate, grid, frames)
+    assert torch.equal(probability, expected)
+    own = rate if rate in CHUNKS else 16000
+    for row, count, samples in zip(inside, frames.tolist(), pairs):
+        x = torch.from_numpy(resample(samples.numpy(), rate, own))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            vad = silero().load_silero_vad()
+        segments = silero().get_speech_timestamps(x, vad, sampling_rate=own)
+        assert bool(segments) == (samples is not noise)
+        assert not row[count:].any()
+        centres = (torch.arange(count) + 0.5) * own / 100
+        wanted = torch.zeros(count, dtype=torch.bool)
+        for segment in segments:
+            wanted |= (centres > segment["start"]) & (centres < segment["end"])
+        # A frame at an edge may fall on either side.
+        assert (wanted != row[:count]).sum() <= 4 * len(segments)
 
 
 def test_speech_is_told_from_noise(spoken):
