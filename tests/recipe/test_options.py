@@ -63,6 +63,7 @@ def refused(recipe, *options, **more) -> str:
         *(("corpus", x) for x in ("a/b", "a b", "")),
         *(("train_set", x) for x in ("a/b", "a b")),
         *(("test_sets", x) for x in ("a;b", "a/b", "*")),
+        *(("speech_gate", x) for x in ("yes", "1", "")),
         *(("asr_config", "my conf.yaml"), ("scorer_name", "a b")),
     ],
 )
@@ -96,6 +97,10 @@ def test_an_impossible_value_is_refused_by_name(recipe, option, value, dashes):
         (("--asr_config", "conf/train.yaml"), "is an SSL config, with a loss"),
         (("--asr_config", "conf"), "no such file, or an empty one: conf"),
         (("positional",), "No positional arguments"),
+        (
+            ("--speech_gate", "true", "--score_opts", "--speech_gate false"),
+            "--speech_gate true, and --score_opts says --speech_gate false",
+        ),
     ],
 )
 @pytest.mark.parametrize("script", ["./atm.sh", "./run.sh"])
@@ -148,6 +153,24 @@ def test_run_sh_reads_options_as_atm_sh_does(recipe, tmp_path, corpus, options, 
 def test_rates_that_are_the_same(recipe, fs):
     done = run(recipe, "--fs", fs, "--skip_data_prep", "true", "--corpus", "mine")
     assert "no test set: name them" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, gated",
+    [
+        ((), False),
+        (("--speech_gate", "false"), False),
+        (("--score_opts", "--speech_gate=false"), False),
+        (("--speech-gate", "true"), True),
+        (("--score_opts", "--measure max --speech_gate"), True),
+        (("--score_opts", "--speech_gate true --measure max"), True),
+        (("--speech_gate", "true", "--score_opts", " --speech_gate"), True),
+    ],
+)
+def test_one_name_for_gated_scores(recipe, tmp_path, options, gated):
+    run(recipe, "--corpus", "mine", "--expdir", tmp_path, "--skip_data_prep", "true", *options)
+    (config,) = tmp_path.glob("conf/*.yaml")
+    assert config.stem.endswith("_atm_high_0.4x10" + "_gated" * gated)
 
 
 def test_arguments_are_read_before_the_first_stage(recipe):

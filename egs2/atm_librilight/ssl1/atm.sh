@@ -55,6 +55,7 @@ scorer_tag=           # Or a published ESPnet model, by its name or as a packed 
 scorer_train_config=  # ASR config of a scorer that is trained here (default: asr_config).
 scorer_name=          # Of a further scorer beside another of the same corpus, e.g. ami.
 score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy".
+speech_gate=false     # Scores times the probability, by silero-vad, that a frame is speech.
 max_skipped=0         # Go on without so many utterances of a set that cannot be scored.
 min_confidence=       # Pre-train on utterances with at least this mean confidence.
 
@@ -128,6 +129,8 @@ Options:
     --scorer_train_config  # ASR config of the scorer (default: that of --asr_config).
     --scorer_name      # Names a further scorer, and the runs that use it, e.g. ami.
     --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
+    --speech_gate      # true: scores times the probability, by silero-vad, that a frame is
+                       # speech (default="${speech_gate}", as in the paper).
     --max_skipped      # Go on without utterances that cannot be scored, if a set has no more
                        # of them than this (default="${max_skipped}").
     --min_confidence   # Pre-train only on utterances with at least this mean confidence,
@@ -190,6 +193,10 @@ for name in stage stop_stage ngpu max_skipped head_epochs; do whole "${name}" 0;
 for name in ssl_max_epoch asr_max_epoch nclusters; do whole "${name}" 1 unset; done
 [ "${stop_stage}" -eq 0 ] || [ "${stage}" -le "${stop_stage}" ] \
     || die "--stage ${stage} comes after --stop_stage ${stop_stage}: nothing would be run"
+case "${speech_gate}" in
+    true | false) ;;
+    *) die "--speech_gate ${speech_gate}: write true or false" ;;
+esac
 number km_portion "x > 0 && x <= 1" "above 0 and at most 1"
 number min_wav_duration "x >= 0" "of at least 0"
 number max_wav_duration "x > ${min_wav_duration}" "above --min_wav_duration ${min_wav_duration}"
@@ -295,6 +302,14 @@ asr_epochs=${asr_epochs:-40}  # ESPnet's default
     || die "--head_epochs ${head_epochs} leaves nothing of the ${asr_epochs} epochs of fine-tuning"
 [[ " ${score_opts}" != *" --max_skipped"* ]] \
     || die "--max_skipped is an option of its own: take it out of --score_opts"
+# The same scores, whichever of the two options asks for the gate.
+gate='(^| )--speech_gate([ =]+(true|false))?( |$)'
+if [[ ${score_opts} =~ ${gate} ]]; then
+    score_opts=${score_opts/"${BASH_REMATCH[0]}"/ }
+    [ "${BASH_REMATCH[3]:-true}" = true ] && speech_gate=true || ! "${speech_gate}" \
+        || die "--speech_gate true, and --score_opts says --speech_gate false: leave one out"
+fi
+! "${speech_gate}" || score_opts+=" --speech_gate"
 python3 local/check_configs.py --fs "${sampling_rate}" --ssl_config "${train_config}" \
     --asr_configs "${asr_config}" $([ -n "${scorer_model}" ] || echo "${scorer_train_config}")
 # What is the same for all sets of a dump/ must not change under another run.
@@ -323,7 +338,8 @@ ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
     --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
     --frame_prob "${frame_prob}" --scorer_name "${scorer_name}" \
-    --min_confidence "${min_confidence}" --output_dir "${expdir}/conf")
+    --min_confidence "${min_confidence}" --speech_gate "${speech_gate}" \
+    --output_dir "${expdir}/conf")
 ssl_tag=$(basename "${ssl_config}" .yaml)
 # A copy that is the run's own: another of this name may have other settings, which are not
 # in the name, and begin before this one trains.

@@ -29,6 +29,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--min_confidence", default="", help="of the utterances; for the name only"
     )
     parser.add_argument("--scorer_name", default="", help="for the name only")
+    parser.add_argument(
+        "--speech_gate", default="false", help="of the scores; for the name only"
+    )
     return parser
 
 
@@ -77,6 +80,8 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
         name += f"_min{args.min_confidence}"
     if args.scorer_name:
         name += f"_{args.scorer_name}_scorer"
+    if args.speech_gate == "true":
+        name += "_gated"
     return name, config
 
 
