@@ -159,11 +159,9 @@ def test_rates_that_are_the_same(recipe, fs):
     "options, gated",
     [
         ((), False),
-        (("--speech_gate", "false"), False),
         (("--score_opts", "--speech_gate=false"), False),
         (("--speech-gate", "true"), True),
         (("--score_opts", "--measure max --speech_gate"), True),
-        (("--score_opts", "--speech_gate true --measure max"), True),
         (("--speech_gate", "true", "--score_opts", " --speech_gate"), True),
     ],
 )
