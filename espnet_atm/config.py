@@ -1,11 +1,12 @@
 """``ssl_conf``: what a user adds to an ESPnet SSL config."""
 
+import logging
 from dataclasses import dataclass, fields
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from espnet_atm.confidence import MEASURES, check_refinement
 from espnet_atm.errors import UserError
-from espnet_atm.masking import check_mask_options
+from espnet_atm.masking import UNDRAWN, check_mask_options, check_sharpness
 from espnet_atm.track import read_track_grid  # noqa: F401  (its name before it moved)
 from espnet_atm.values import (
     MOST_FRAMES,
@@ -40,8 +41,8 @@ OPTIONS = {
         "track_conf",
         "crop_seconds",
     ),
-    "masker_conf": ("mask_ratio", "span", "strategy"),
-    "loss_scale_conf": ("average", "frame_prob"),
+    "masker_conf": ("mask_ratio", "span", "strategy", "sharpness"),
+    "loss_scale_conf": ("average", "frame_prob", "sharpness"),
     "track_conf": ("smooth", "energy_gate"),
 }
 TRACK = "confidence"  # the name of the data stream
@@ -56,10 +57,11 @@ class SSLConf:
         mask_ratio: fraction of valid frames to mask: 0.40 for ``atm``, 0.49 for
             ``random`` (the paper's baseline).
         span: encoded frames.
-        strategy: see :func:`espnet_atm.masking.sample_span_mask`.
+        strategy, sharpness: see :func:`espnet_atm.masking.sample_span_mask`.
         loss_scale: ``none``, ``utterance`` (ATM+S) or ``frame``.
         average: see :func:`espnet_atm.weighting.frame_weights`.
         frame_prob: see there.
+        weight_sharpness: the ``sharpness`` of ``loss_scale_conf``, see there.
         scorer: the files of the ASR model that scores inside training,
             ``asr_train_config`` and ``asr_model_file``, and options of
             :meth:`espnet_atm.scorer.Scorer.score`; None to read a track.
@@ -81,6 +83,8 @@ class SSLConf:
     smooth: int = 1
     energy_gate: Optional[float] = None
     crop_seconds: Optional[float] = None
+    sharpness: float = 1.0
+    weight_sharpness: float = 1.0
 
     @property
     def needs_confidence(self) -> bool:
@@ -126,10 +130,28 @@ class SSLConf:
             )
         ratio = masker_conf.get("mask_ratio", 0.40 if masker == "atm" else 0.49)
         span = masker_conf.get("span", 10)
+        sharpness = masker_conf.get("sharpness", 1.0)
         try:
-            check_mask_options(ratio, span, strategy)
+            check_mask_options(ratio, span, strategy, sharpness)
         except ValueError as e:
             raise UserError(f"ssl_conf.masker_conf.{e}") from None
+        if strategy in UNDRAWN and sharpness != 1:
+            raise UserError(
+                f"ssl_conf.masker_conf.sharpness: {sharpness} changes nothing with "
+                f"strategy: {strategy}; leave it out"
+            )
+        if strategy == "topk" and masker_conf.get("span", 1) != 1:
+            logging.warning(
+                f"ssl_conf.masker_conf.span: {span} has no part in strategy: topk, which "
+                "masks single frames"
+            )
+        weight_sharpness = scale_conf.get("sharpness", 1.0)
+        check_sharpness("ssl_conf.loss_scale_conf.sharpness", weight_sharpness)
+        if scale != "utterance" and weight_sharpness != 1:
+            raise UserError(
+                f"ssl_conf.loss_scale_conf.sharpness: {weight_sharpness} changes nothing "
+                f"with loss_scale: {scale}; leave it out, or write utterance"
+            )
         return cls(
             masker=masker,
             mask_ratio=float(ratio),
@@ -148,6 +170,8 @@ class SSLConf:
             ),
             scorer=scorer,
             crop_seconds=crop_seconds,
+            sharpness=float(sharpness),
+            weight_sharpness=float(weight_sharpness),
             **_refinement("ssl_conf.track_conf", track_conf),
         )
 
@@ -166,7 +190,8 @@ class SSLConf:
 
     def masking(self) -> Dict[str, Any]:
         """The arguments of :func:`espnet_atm.masking.sample_span_mask`."""
-        return {k: getattr(self, k) for k in ("mask_ratio", "span", "strategy")}
+        names = ("mask_ratio", "span", "strategy", "sharpness")
+        return {k: getattr(self, k) for k in names}
 
     def __str__(self) -> str:
         return ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))

@@ -10,14 +10,20 @@ from espnet_atm.confidence import check_track
 from espnet_atm.errors import UserError
 from espnet_atm.values import MOST_FRAMES, number, whole
 
-STRATEGIES = ("high", "low", "mixed", "random", "topk")
+STRATEGIES = ("high", "low", "mixed", "random", "topk", "shuffled")
+UNDRAWN = ("random", "topk")  # where no weight is drawn by, so that none can be sharper
+MOST_SHARPNESS = 100
 
 # The weight of a frame of confidence 0: drawn only after every other frame, and then
 # as likely as any other of its kind.
 TINY = 1e-38
+# The same for logarithms: below those of all float32 weights, however sharp.
+NEVER = -1e6
 
 
-def check_mask_options(mask_ratio: float, span: int, strategy: str) -> None:
+def check_mask_options(
+    mask_ratio: float, span: int, strategy: str, sharpness: float = 1.0
+) -> None:
     """Refuse impossible settings, saying what to write instead.
 
     Raises:
@@ -34,10 +40,25 @@ def check_mask_options(mask_ratio: float, span: int, strategy: str) -> None:
             f"{e}; it is the fraction of frames masked, e.g. mask_ratio: 0.40"
         ) from None
     whole("span", span, most=MOST_FRAMES, what="number of frames")
+    check_sharpness("sharpness", sharpness)
+
+
+def check_sharpness(name: str, value: float) -> None:
+    """Refuse what is no exponent.
+
+    Raises:
+        UserError: naming ``name``, the value and what is possible.
+    """
+    number(name, value, positive=True)
+    if value > MOST_SHARPNESS:
+        raise UserError(
+            f"{name}: {value} is too large; write {MOST_SHARPNESS} or less: 1 leaves the "
+            "confidence as it is, 2 squares it"
+        )
 
 
 def _drawing_order(
-    weight: torch.Tensor, generator: Optional[torch.Generator]
+    weight: torch.Tensor, sharpness: float, generator: Optional[torch.Generator]
 ) -> torch.Tensor:
     """Keys whose descending order is a weighted draw without replacement.
 
@@ -46,6 +67,8 @@ def _drawing_order(
 
     Args:
         weight: (B, T), non-negative.
+        sharpness: exponent on it. With another than 1 the key is a logarithm, which
+            neither vanishes nor overflows.
 
     Returns:
         (B, T), float64.
@@ -53,15 +76,36 @@ def _drawing_order(
     uniform = torch.rand(
         weight.shape, dtype=torch.float64, device=weight.device, generator=generator
     )
-    return weight.double().clamp(min=TINY) / uniform.neg_().log1p_().neg_()
+    exponential = uniform.neg_().log1p_().neg_()
+    if sharpness == 1:
+        return weight.double().clamp(min=TINY) / exponential
+    return weight.double().log_().mul_(sharpness).clamp_(min=NEVER) - exponential.log_()
+
+
+def _shuffle(
+    confidence: torch.Tensor, valid: torch.Tensor, generator: Optional[torch.Generator]
+) -> torch.Tensor:
+    """The valid frames of each row in another order: (B, T) -> (B, T)."""
+    uniform = torch.rand(
+        confidence.shape,
+        dtype=torch.float64,
+        device=confidence.device,
+        generator=generator,
+    )
+    # Valid frames come first, and stay first.
+    return confidence.gather(1, _order(-uniform.masked_fill_(~valid, torch.inf)))
+
+
+def _order(key: torch.Tensor) -> torch.Tensor:
+    """Where the keys of each row are, in descending order: (B, T) -> (B, T), int64."""
+    if key.device.type == "cpu":  # NumPy sorts faster there
+        return torch.from_numpy(np.argsort(-key.detach().numpy(), axis=1))
+    return key.argsort(dim=1, descending=True)
 
 
 def _rank(key: torch.Tensor) -> torch.Tensor:
     """Place of each key in the descending order of its row: (B, T) -> (B, T), int64."""
-    if key.device.type == "cpu":  # NumPy sorts faster there
-        order = torch.from_numpy(np.argsort(-key.detach().numpy(), axis=1))
-    else:
-        order = key.argsort(dim=1, descending=True)
+    order = _order(key)
     places = torch.arange(key.size(1), device=key.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)
 
@@ -90,6 +134,7 @@ def sample_span_mask(
     span: int = 10,
     strategy: str = "high",
     generator: Optional[torch.Generator] = None,
+    sharpness: float = 1.0,
 ) -> torch.Tensor:
     """Draw span starts without replacement until enough frames are covered.
 
@@ -107,8 +152,13 @@ def sample_span_mask(
         span: length c of a span in frames.
         strategy: ``high`` draws starts in proportion to s_t (Eq. 3), ``low`` to 1 - s_t
             (Eq. 4), ``mixed`` takes half of the spans from each draw in turn, ``random``
-            draws evenly, ``topk`` takes the most confident starts without drawing.
+            draws evenly, ``shuffled`` is ``high`` on the row's confidences in another
+            order, anew at each call: the control that guidance has to beat. ``topk``
+            masks the most confident frames without drawing, as the patent text has it:
+            single frames, whatever ``span`` is.
         generator: source of randomness, on the same device.
+        sharpness: exponent on what is drawn by, s_t or 1 - s_t; above 1 the draws differ
+            more from even ones. Changes nothing for ``random`` and ``topk``.
 
     Returns:
         True where masked, (B, T), bool. Padding is never masked.
@@ -118,7 +168,7 @@ def sample_span_mask(
             confidence outside of [0, 1] or NaN, naming the row. On an accelerator that
             check would stall the device: there the collate function has made it.
     """
-    check_mask_options(mask_ratio, span, strategy)
+    check_mask_options(mask_ratio, span, strategy, sharpness)
     if confidence.dim() != 2 or lengths.shape != confidence.shape[:1]:
         raise ValueError(
             f"confidence must be (B, T) and lengths (B,), got {tuple(confidence.shape)} "
@@ -130,7 +180,9 @@ def sample_span_mask(
     if confidence.device.type == "cpu":
         _check_rows(confidence, lengths, valid, strategy)
 
-    if strategy in ("random", "topk"):
+    if strategy == "topk":
+        span = 1
+    if strategy in UNDRAWN:
         uniform = torch.rand(
             confidence.shape,
             dtype=torch.float64,
@@ -140,16 +192,19 @@ def sample_span_mask(
         # Confidence stored in bytes has many ties; they are broken at random.
         key = uniform if strategy == "random" else confidence + 1e-9 * uniform
     elif strategy == "high":
-        key = _drawing_order(confidence, generator)
+        key = _drawing_order(confidence, sharpness, generator)
+    elif strategy == "shuffled":
+        confidence = _shuffle(confidence, valid, generator)
+        key = _drawing_order(confidence, sharpness, generator)
     elif strategy == "low":
-        key = _drawing_order(1 - confidence, generator)
+        key = _drawing_order(1 - confidence, sharpness, generator)
     else:
         # The two draws take turns, and a coin says which begins. A start that both
         # draw counts once, at its earlier turn.
         outside = ~valid
-        high = _drawing_order(confidence, generator).masked_fill_(outside, -torch.inf)
-        low = _drawing_order(1 - confidence, generator).masked_fill_(
-            outside, -torch.inf
+        high, low = (
+            _drawing_order(weight, sharpness, generator).masked_fill_(outside, -torch.inf)
+            for weight in (confidence, 1 - confidence)
         )
         coin = torch.randint(
             2, (len(lengths), 1), device=confidence.device, generator=generator
@@ -188,7 +243,7 @@ class GuidedMasking(torch.nn.Module):
 
     Args:
         mask_embedding: (C,), the parameter of the module that this one replaces.
-        mask_ratio, span, strategy: as in :func:`sample_span_mask`.
+        mask_ratio, span, strategy, sharpness: as in :func:`sample_span_mask`.
     """
 
     def __init__(
@@ -197,17 +252,20 @@ class GuidedMasking(torch.nn.Module):
         mask_ratio: float,
         span: int,
         strategy: str,
+        sharpness: float = 1.0,
     ):
         super().__init__()
-        check_mask_options(mask_ratio, span, strategy)
+        check_mask_options(mask_ratio, span, strategy, sharpness)
         self.mask_embedding = mask_embedding
         self.mask_ratio = mask_ratio
         self.span = span
         self.strategy = strategy
+        self.sharpness = sharpness
 
     def extra_repr(self) -> str:
         return (
-            f"mask_ratio={self.mask_ratio}, span={self.span}, strategy={self.strategy}"
+            f"mask_ratio={self.mask_ratio}, span={self.span}, strategy={self.strategy}, "
+            f"sharpness={self.sharpness}"
         )
 
     def forward(
@@ -242,6 +300,7 @@ class GuidedMasking(torch.nn.Module):
             self.span,
             self.strategy,
             generator,
+            self.sharpness,
         )
         masked = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
         # Convolutions of the encoder, of positions above all, see beyond an utterance's

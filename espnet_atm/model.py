@@ -286,6 +286,7 @@ class ATMSSLModel(ESPnetSSLModel):
                 self.conf.average,
                 self.conf.frame_prob,
                 generator,
+                self.conf.weight_sharpness,
             )
         data["mask_info"] = mask_info
         data["stats"] = _mask_stats(mask_info, lengths, confidence)

@@ -17,6 +17,7 @@ def frame_weights(
     average: str = "utterance",
     frame_prob: float = 0.1,
     generator: Optional[torch.Generator] = None,
+    sharpness: float = 1.0,
 ) -> torch.Tensor:
     """The factor of each masked frame's loss.
 
@@ -30,6 +31,7 @@ def frame_weights(
             frames only, as the patent text has it.
         frame_prob: that part. The paper found 1.0 to hurt and 0.1 to help.
         generator: source of randomness for ``frame``.
+        sharpness: exponent on s_u of ``utterance``.
 
     Returns:
         (B, T), float32, without gradient.
@@ -41,6 +43,8 @@ def frame_weights(
             scale = total / mask.sum(dim=1).clamp(min=1)
         else:
             scale = utterance_confidence(confidence, lengths)
+        if sharpness != 1:
+            scale = scale**sharpness
         return scale[:, None].expand_as(confidence)
     if loss_scale == "frame":
         drawn = torch.rand(

@@ -84,6 +84,27 @@ def test_impossible_settings_are_refused_with_what_to_write(conf, message):
         SSLConf.parse(conf)
 
 
+def test_sharpness():
+    conf = SSLConf.parse(
+        {
+            "masker_conf": {"strategy": "shuffled", "sharpness": 2},
+            "loss_scale": "utterance",
+            "loss_scale_conf": {"sharpness": 0.5},
+        }
+    )
+    assert conf.masking()["sharpness"] == 2.0 and conf.weight_sharpness == 0.5
+    assert SSLConf.parse({}).masking()["sharpness"] == 1.0
+    one = {"masker": "random", "masker_conf": {"sharpness": 1.0}}
+    assert SSLConf.parse(one) == SSLConf.parse({"masker": "random"})
+
+
+@pytest.mark.parametrize("span", [None, 1, 10])
+def test_a_span_that_has_no_part_is_told(span, caplog):
+    more = {} if span is None else {"span": span}
+    SSLConf.parse({"masker_conf": {"strategy": "topk", **more}})
+    assert ("span: 10 has no part in strategy: topk" in caplog.text) == (span == 10)
+
+
 NO_NUMBERS = [True, "30", "0.4", [], [3], {}, float("nan"), float("inf"), "many"]
 
 
@@ -93,6 +114,8 @@ NO_NUMBERS = [True, "30", "0.4", [], [3], {}, float("nan"), float("inf"), "many"
     [
         ("masker_conf", "mask_ratio"),
         ("masker_conf", "span"),
+        ("masker_conf", "sharpness"),
+        ("loss_scale_conf", "sharpness"),
         ("loss_scale_conf", "frame_prob"),
         ("track_conf", "smooth"),
         ("track_conf", "energy_gate"),
@@ -138,6 +161,28 @@ def test_what_is_no_word_is_refused(where, value):
     [
         ({"masker_conf": {"span": 10**12}}, "span: 1000000000000 is too large: 10000"),
         ({"masker_conf": {"span": 10.0}}, "span: 10.0 is not a number of .*; write 10"),
+        ({"masker_conf": {"sharpness": 0}}, "masker_conf.sharpness: 0 is not positive"),
+        ({"masker_conf": {"sharpness": 1e3}}, "sharpness: 1000.0 is too large; write 100"),
+        (
+            {"masker": "random", "masker_conf": {"sharpness": 2}},
+            "sharpness: 2 changes nothing with strategy: random; leave it out",
+        ),
+        (
+            {"masker_conf": {"sharpness": 0.5, "strategy": "topk"}},
+            "sharpness: 0.5 changes nothing with strategy: topk",
+        ),
+        (
+            {"loss_scale_conf": {"sharpness": 2}},
+            "loss_scale_conf.sharpness: 2 changes nothing with loss_scale: none",
+        ),
+        (
+            {"loss_scale": "frame", "loss_scale_conf": {"sharpness": 2}},
+            "loss_scale_conf.sharpness: 2 changes nothing with loss_scale: frame",
+        ),
+        (
+            {"loss_scale": "utterance", "loss_scale_conf": {"sharpness": 1e9}},
+            "loss_scale_conf.sharpness: 1000000000.0 is too large",
+        ),
         ({"masker_conf": {"span": -1}}, "span: -1 is not a positive number of frames"),
         ({"track_conf": {"smooth": 10**9}}, "smooth: 1000000000 is too large"),
         ({"scorer": {**SCORER, "smooth": 10**9}}, "scorer.smooth: .* is too large"),

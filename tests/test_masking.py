@@ -7,6 +7,14 @@ from hypothesis import strategies as st
 
 from espnet_atm.masking import STRATEGIES, GuidedMasking, sample_span_mask
 
+# Masks of 24 frames, one seed.
+EARLIER = {
+    "high": "..........xxxxxxxxxx....",
+    "low": "...........xxxxxx.xxxx..",
+    "mixed": "...........xxxxxxxxx.xxx",
+    "random": "....xxxx.........xxxxxxx",
+}
+
 
 def sequential_mask(confidence, ratio, span, generator):
     """Eq. 3, drawn one start after the other."""
@@ -105,10 +113,113 @@ def test_mixed_takes_half_of_the_spans_from_each(generator):
         assert mask[0, :50].sum() == 5 and mask[0, 50:].sum() == 5
 
 
-def test_topk_masks_the_most_confident_starts():
+def test_topk_masks_the_most_confident_frames():
     confidence = torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.8, 0.0, 0.4, 0.5]])
-    mask = sample_span_mask(confidence, torch.tensor([8]), 0.5, 2, "topk")
-    assert mask.tolist() == [[False, True, True, False, True, True, False, False]]
+    for span in (1, 2, 10):
+        mask = sample_span_mask(confidence, torch.tensor([8]), 0.5, span, "topk")
+        assert mask.tolist() == [[False, True, False, False, True, False, True, True]]
+    confidence, lengths = torch.rand(3, 50), torch.tensor([50, 33, 7])
+    mask = sample_span_mask(confidence, lengths, 0.4, 10, "topk")
+    assert mask.sum(dim=1).tolist() == [20, 14, 3]
+    for row, masked, length in zip(confidence, mask, lengths):
+        assert row[masked].min() >= row[:length][~masked[:length]].max()
+
+
+def test_topk_breaks_ties_at_random(generator):
+    confidence = torch.full((1000, 10), 0.5)
+    mask = sample_span_mask(
+        confidence, torch.full((1000,), 10), 0.3, 1, "topk", generator
+    )
+    assert (mask.sum(dim=1) == 3).all()
+    assert (mask.float().mean(dim=0) - 0.3).abs().max() < 4 * math.sqrt(0.21 / 1000)
+
+
+def test_shuffled_has_the_confidences_of_the_row_elsewhere(generator):
+    """One sure frame: high masks it, and shuffled any frame as often."""
+    lengths = torch.full((4000,), 8)
+    confidence = torch.zeros(4000, 12)
+    confidence[:, 2] = 1
+    confidence[:, 8:] = 1  # padding, which must not be drawn by
+    high = sample_span_mask(confidence, lengths, 0.125, 1, "high", generator)
+    assert high[:, 2].all() and high.sum() == 4000
+    mask = sample_span_mask(confidence, lengths, 0.125, 1, "shuffled", generator)
+    assert not mask[:, 8:].any() and (mask.sum(dim=1) == 1).all()
+    got = mask[:, :8].float().mean(dim=0)
+    assert (got - 1 / 8).abs().max() < 4 * math.sqrt(1 / 8 / 4000)
+
+
+def test_shuffled_masks_are_spread_as_those_of_high(generator):
+    """The same weights, so as many spans; the mean confidence of all, not of the sure."""
+    confidence = torch.cat([torch.full((50,), 0.9), torch.full((50,), 0.1)])
+    lengths = torch.full((2000,), 100)
+    means = {
+        strategy: confidence[None]
+        .expand(2000, -1)[
+            sample_span_mask(
+                confidence.expand(2000, -1), lengths, 0.3, 3, strategy, generator
+            )
+        ]
+        .mean()
+        for strategy in ("high", "shuffled")
+    }
+    assert means["high"] > 0.65 and abs(means["shuffled"] - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 2.0, 3.0])
+@pytest.mark.parametrize("strategy", ["high", "low"])
+def test_sharpness_is_an_exponent_on_what_is_drawn_by(strategy, sharpness, generator):
+    confidence = torch.tensor([0.1, 0.4, 0.25, 0.25])
+    draws = 40000
+    mask = sample_span_mask(
+        confidence.expand(draws, -1),
+        torch.full((draws,), 4),
+        *(0.25, 1, strategy, generator),
+        sharpness=sharpness,
+    )
+    weight = (confidence if strategy == "high" else 1 - confidence) ** sharpness
+    got = mask.float().mean(0)
+    assert (got - weight / weight.sum()).abs().max() < 4 * math.sqrt(0.25 / draws)
+
+
+@pytest.mark.parametrize("sharpness", [1e-3, 1.0, 100])
+def test_the_surest_come_first_and_the_hopeless_last_however_sharp(sharpness, generator):
+    confidence = torch.tensor([0.0, 1e-30, 1.0, 0.0]).expand(500, -1)
+    lengths = torch.full((500,), 4)
+    mask = sample_span_mask(
+        confidence, lengths, 0.5, 1, "high", generator, sharpness=sharpness
+    )
+    assert mask[:, 1:3].all() and not mask[:, [0, 3]].any()
+    mask = sample_span_mask(
+        confidence, lengths, 0.75, 1, "high", generator, sharpness=sharpness
+    )
+    assert mask[:, 1:3].all() and 0.3 < mask[:, 0].float().mean() < 0.7
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_sharpness_of_1_changes_nothing(strategy):
+    confidence, lengths = torch.rand(4, 60), torch.tensor([60, 50, 40, 7])
+    masks = [
+        sample_span_mask(
+            *(confidence, lengths, 0.4, 10, strategy),
+            generator=torch.Generator().manual_seed(3),
+            **more,
+        )
+        for more in ({}, {"sharpness": 1}, {"sharpness": 1.0})
+    ]
+    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
+
+
+def test_masks_stay_what_they_were():
+    """Of each strategy with this seed, as of its first version."""
+    confidence = torch.rand(1, 24, generator=torch.Generator().manual_seed(5))
+    found = {}
+    for strategy in ("high", "low", "mixed", "random"):
+        mask = sample_span_mask(
+            *(confidence, torch.tensor([24]), 0.4, 4, strategy),
+            torch.Generator().manual_seed(7),
+        )
+        found[strategy] = "".join("x" if x else "." for x in mask[0])
+    assert found == EARLIER
 
 
 def test_random_needs_no_confidence():
@@ -170,6 +281,10 @@ def test_bad_confidence_is_refused_by_row(bad):
     [
         (dict(mask_ratio=1.5), r"mask_ratio: 1.5 is not in \[0, 1\]"),
         (dict(span=0), "span: 0 is not a positive number"),
+        (dict(sharpness=0), "sharpness: 0 is not positive"),
+        (dict(sharpness=-1.0), "sharpness: -1.0 is not positive"),
+        (dict(sharpness=101), "sharpness: 101 is too large; write 100 or less"),
+        (dict(sharpness=math.nan), "sharpness: nan is not a finite number"),
         (
             dict(strategy="best"),
             "strategy: 'best' is not known; write one of high, low",
@@ -206,7 +321,8 @@ def test_module_replaces_masked_frames_only():
 
 
 def test_module_casts_the_embedding_and_wants_confidence():
-    module = GuidedMasking(torch.nn.Parameter(torch.zeros(3)), 0.4, 4, "high")
+    module = GuidedMasking(torch.nn.Parameter(torch.zeros(3)), 0.4, 4, "high", 2.0)
+    assert "sharpness=2.0" in repr(module)
     x = torch.randn(1, 9, 3, dtype=torch.bfloat16)
     padding = torch.zeros(1, 9, dtype=torch.bool)
     assert module(x, padding, torch.rand(1, 9))[0].dtype == torch.bfloat16

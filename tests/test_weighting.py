@@ -35,6 +35,12 @@ def test_frame_weights_for_a_part_of_the_utterances(generator):
     assert abs((many[:, 0] == 0).float().mean() - 0.1) < 0.02
 
 
+def test_sharper_weights():
+    plain = frame_weights(CONFIDENCE, LENGTHS, MASK, "utterance")
+    squared = frame_weights(CONFIDENCE, LENGTHS, MASK, "utterance", sharpness=2.0)
+    torch.testing.assert_close(squared, plain**2)
+
+
 def test_no_weights_without_scale():
     with pytest.raises(ValueError, match="loss_scale: 'none' has no weights"):
         frame_weights(CONFIDENCE, LENGTHS, MASK, "none")

@@ -34,3 +34,17 @@ def test_settings_that_differ_are_other_runs():
     assert (conf.mask_ratio, conf.strategy, conf.span) == (0.3, "low", 10)
     assert conf.crop_seconds == 32  # what the config said stays
     assert name != make("atm")[0]
+
+
+def test_sharpness_and_topk_in_the_name():
+    name, config = make("atm", "--sharpness", "2")
+    assert name == "w2v_bert_conformer_l_atm_high_0.4x10_sharp2"
+    assert SSLConf.parse(config["ssl_conf"]).sharpness == 2
+    assert make("atm", "--sharpness", "1") == make("atm")
+    name, config = make("atm", "--strategy", "topk")
+    assert name == "w2v_bert_conformer_l_atm_topk_0.4"
+    assert "span" not in config["ssl_conf"]["masker_conf"]
+    assert make("atm", "--strategy", "shuffled")[0].endswith("_atm_shuffled_0.4x10")
+    assert make("atm", "--speech_gate", "true")[0].endswith("_high_0.4x10_gated")
+    with pytest.raises(ValueError, match="sharpness: 2 changes nothing with strategy"):
+        make("random", "--sharpness", "2")

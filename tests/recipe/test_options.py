@@ -63,6 +63,7 @@ def refused(recipe, *options, **more) -> str:
         *(("corpus", x) for x in ("a/b", "a b", "")),
         *(("train_set", x) for x in ("a/b", "a b")),
         *(("test_sets", x) for x in ("a;b", "a/b", "*")),
+        *(("sharpness", x) for x in ("x", "0", "-1", "101", "nan")),
         *(("speech_gate", x) for x in ("yes", "1", "")),
         *(("asr_config", "my conf.yaml"), ("scorer_name", "a b")),
     ],

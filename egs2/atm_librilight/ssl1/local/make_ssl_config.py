@@ -22,6 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mask_ratio", default="")
     parser.add_argument("--span", default="")
     parser.add_argument("--strategy", default="")
+    parser.add_argument("--sharpness", default="", help="of the strategy's draws")
     parser.add_argument("--loss_scale", default="")
     parser.add_argument("--frame_prob", default="", help="of --loss_scale frame")
     parser.add_argument("--num_classes", default="", help="of the HuBERT loss")
@@ -41,10 +42,12 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
         config = yaml.safe_load(f)
     ssl_conf = dict(config.get("ssl_conf") or {})
     masker_conf = dict(ssl_conf.get("masker_conf") or {})
-    for name in ("mask_ratio", "span", "strategy"):
+    for name in ("mask_ratio", "span", "strategy", "sharpness"):
         value = getattr(args, name)
         if value:
             masker_conf[name] = yaml.safe_load(value)
+    if args.strategy == "topk" and not args.span:
+        masker_conf.pop("span", None)  # the config's: it would have no part
     for name in ("masker", "loss_scale"):
         if getattr(args, name):
             ssl_conf[name] = getattr(args, name)
@@ -56,6 +59,13 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
     conf = SSLConf.parse(ssl_conf)
     # Written out, so that a default and the same value given are one run.
     masker_conf.update(mask_ratio=conf.mask_ratio, span=conf.span)
+    masker_conf["sharpness"] = conf.sharpness
+    if conf.sharpness == 1:
+        del masker_conf["sharpness"]
+    length = f"x{conf.span}"
+    if conf.strategy == "topk":  # masks single frames
+        del masker_conf["span"]
+        length = ""
     if conf.masker == "atm":
         masker_conf["strategy"] = conf.strategy
     config["ssl_conf"] = ssl_conf
@@ -71,7 +81,9 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
                 raise ValueError("the loss hubert has no num_classes; write how many")
             name += f"_km{loss_conf['num_classes']}"
     strategy = "" if conf.masker == "random" else f"_{conf.strategy}"
-    name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}x{conf.span}"
+    name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}{length}"
+    if conf.sharpness != 1:
+        name += f"_sharp{conf.sharpness:g}"
     if conf.loss_scale != "none":
         name += f"_scale_{conf.loss_scale}{args.frame_prob}"
     if args.min_confidence:
