@@ -1,6 +1,7 @@
 """What every test file may use."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,19 +44,26 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-@pytest.fixture(scope="session")
-def spoken() -> dict:
-    """Speech by condition, and noise alone (``purenoise``): (N,), float32, at 16 kHz."""
-    import mini
+SPEAK = """
+import sys
+import mini
+import numpy as np
+found, synthesize = {}, mini.Synthesizer()
+for plan in mini.make_plan("unlabelled", 1.5):
+    if plan.condition not in found:
+        found[plan.condition] = mini.render(plan, synthesize)
+np.savez(sys.argv[1], **found)
+"""
 
-    synthesize = mini.Synthesizer()
-    found = {}
-    for plan in mini.make_plan("unlabelled", 1.5):
-        if plan.condition not in found:
-            found[plan.condition] = torch.from_numpy(
-                mini.render(plan, synthesize).astype(np.float32) / 32768
-            )
-    return found
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory) -> dict:
+    """Speech by condition, and noise alone (``purenoise``): (N,), float32, at 16 kHz."""
+    file = tmp_path_factory.mktemp("spoken") / "spoken.npz"
+    # In a process of its own: it forks, which one with torch's threads should not.
+    subprocess.run([sys.executable, "-c", SPEAK, file], cwd=RECIPE / "local", check=True)
+    with np.load(file) as found:
+        return {name: torch.from_numpy(x / np.float32(32768)) for name, x in found.items()}
 
 
 @pytest.fixture(scope="session")

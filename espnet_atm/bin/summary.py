@@ -1,7 +1,8 @@
 """Summarise the scores of a corpus: hours, mean, deciles, and what was skipped and why.
 
 Reads what ``espnet_atm.bin.score`` wrote, one track at a time, prints the summary and
-writes it to ``summary.json`` beside the scores.
+writes it to ``summary.json`` beside the scores, where ``espnet_atm.bin.report`` adds how
+strongly they guide.
 """
 
 import argparse
@@ -85,6 +86,22 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
         "utterance_deciles": [round(float(x), 3) for x in np.quantile(means, shares)],
         "skipped": dict(reasons),
     }
+
+
+def read_summary(folder: Path, fs: int, utterances: int) -> Dict[str, Any]:
+    """What :func:`main` has written; what it would write, where that is not there.
+
+    Args:
+        folder, fs: as of :func:`summarize`.
+        utterances: that have scores; a summary of another number is of earlier ones.
+
+    Raises:
+        UserError: when a ``summary.json`` is there that is none.
+    """
+    file = folder / "summary.json"
+    refuse_foreign(file)
+    found = json.loads(read_text(file)) if file.exists() else {}
+    return found if found.get("utterances") == utterances else summarize(folder, fs)
 
 
 def refuse_foreign(file: Path) -> None:

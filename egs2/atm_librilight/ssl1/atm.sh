@@ -67,7 +67,8 @@ train_config=         # Default: conf/train.yaml; with --objective or --model_si
                       # conf/tuning/train_<objective>_conformer_<size>_<masker>.yaml.
 mask_ratio=           # Fraction of frames masked (default: the paper's for the masker).
 span=                 # Encoded frames (default: the paper's).
-strategy=             # high, low, mixed, random or topk (default: the paper's).
+strategy=             # high, low, mixed, random, topk or shuffled (default: the paper's).
+sharpness=            # Exponent on the confidence that masks are drawn by (default: 1).
 loss_scale=           # none, utterance or frame (default: none).
 frame_prob=           # Of loss_scale frame: the part of utterances (default: 0.1).
 nclusters=            # Of HuBERT's pseudo-labels (default: num_classes of the config).
@@ -120,7 +121,9 @@ Options:
                        # and --model_size name in conf/tuning).
     --mask_ratio       # Fraction of frames masked (default: 0.40 for atm, 0.49 for random).
     --span             # Encoded frames (default: 10).
-    --strategy         # high, low, mixed, random or topk (default: high for atm).
+    --strategy         # high, low, mixed, random, topk, or shuffled, the control (default:
+                       # high for atm).
+    --sharpness        # Exponent on the confidence that masks are drawn by (default: 1).
     --loss_scale       # none, utterance or frame (default: none).
     --frame_prob       # With --loss_scale frame: the part of utterances (default: 0.1).
     --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
@@ -200,6 +203,7 @@ esac
 number km_portion "x > 0 && x <= 1" "above 0 and at most 1"
 number min_wav_duration "x >= 0" "of at least 0"
 number max_wav_duration "x > ${min_wav_duration}" "above --min_wav_duration ${min_wav_duration}"
+[ -z "${sharpness}" ] || number sharpness "x > 0 && x <= 100" "above 0 and at most 100"
 [ -z "${min_confidence}" ] || number min_confidence "x >= 0 && x <= 1" "in [0, 1]"
 case "${token_type}" in
     char|bpe|word) ;;
@@ -336,8 +340,8 @@ mkdir -p "${expdir}"
 # Made first, so that impossible settings do not wait for the scorer.
 ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
-    --strategy "${strategy}" --loss_scale "${loss_scale}" --num_classes "${nclusters}" \
-    --frame_prob "${frame_prob}" --scorer_name "${scorer_name}" \
+    --strategy "${strategy}" --sharpness "${sharpness}" --loss_scale "${loss_scale}" \
+    --num_classes "${nclusters}" --frame_prob "${frame_prob}" --scorer_name "${scorer_name}" \
     --min_confidence "${min_confidence}" --speech_gate "${speech_gate}" \
     --output_dir "${expdir}/conf")
 ssl_tag=$(basename "${ssl_config}" .yaml)
@@ -794,14 +798,18 @@ report() {
     python3 -m espnet_atm.bin.report \
         --confidence_dir "${confidence_dir}/${train_set}" \
         --wav_scp "${data_feats}/${train_set}/wav.scp" \
-        --fs "${sampling_rate}" \
+        --ssl_config "${ssl_config}" \
         --output_dir "${confidence_dir}/report" \
-        $([ ! -e "${dir}/utt2category" ] || echo --utt2category "${dir}/utt2category")
+        $([ ! -e "${dir}/utt2category" ] || echo --utt2category "${dir}/utt2category") \
+        > /dev/null  # what it prints is shown below, also when it was done before
 }
 if runs 7; then
     log "Stage 7: Confidence report"
-    run_once "${confidence_dir}" report "${score_key}" report
-    log "Open ${PWD}/${confidence_dir}/report/report.html"
+    # Scores that were summarised again have lost what the report added.
+    grep -qs '"guidance"' "${confidence_dir}/${train_set}/summary.json" \
+        || rm -f "${confidence_dir}/.steps/report.done"
+    run_once "${confidence_dir}" report "$(make_key "${score_key}" \
+        "$(python3 local/check_configs.py --guidance "${ssl_config}")")" report
 fi
 
 # Pre-training gets data directories of its own where utterances have no score, and, for
@@ -843,6 +851,10 @@ select_sets() {
 if runs 7 && [ "${train_set} ${valid_set}" != "${all_sets}" ]; then
     log "Stage 7: Utterances with a score${min_confidence:+, for training of ${least} or more}"
     run_once "${confidence_dir}" "select_${least}" "${pool_key}" select_sets
+fi
+if runs 7; then
+    cat "${confidence_dir}/report/guidance.txt"
+    log "Open ${PWD}/${confidence_dir}/report/report.html"
 fi
 
 # ========================== Pre-training ==========================

@@ -89,6 +89,14 @@ def front_end(config: dict) -> str:
     return json.dumps([config.get(x) for x in names], sort_keys=True, default=str)
 
 
+def guidance(config: dict) -> str:
+    """What the figures of stage 7 depend on, of an SSL config."""
+    names = ("input_size", "frontend", "frontend_conf", "preencoder", "preencoder_conf")
+    return json.dumps(
+        [config.get(x) for x in (*names, "ssl_conf")], sort_keys=True, default=str
+    )
+
+
 def main(cmd=None) -> None:
     """Check all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -98,9 +106,15 @@ def main(cmd=None) -> None:
     parser.add_argument(
         "--front_end", type=Path, help="print what statistics depend on, of this config"
     )
+    parser.add_argument(
+        "--guidance", type=Path, help="print what stage 7 depends on, of this config"
+    )
     args = parser.parse_args(cmd)
     if args.front_end:
         print(front_end(read_config(args.front_end)))
+        return
+    if args.guidance:
+        print(guidance(read_config(args.guidance)))
         return
     config = read_config(args.ssl_config)
     check_kind(args.ssl_config, config, ssl=True)
