@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import functools
 import logging
 import multiprocessing
 import os
@@ -12,10 +13,12 @@ import zipfile
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
+import numpy as np
 import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.schedulers.abs_scheduler import AbsScheduler
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import Reporter, SubReporter
@@ -278,11 +281,41 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
+def draws_masks(model: torch.nn.Module) -> bool:
+    """Whether it is ours, with ``ssl_conf``; else ESPnet is to behave as stock."""
+    from espnet_atm.model import ATMSSLModel  # not for other tasks' trainings
+
+    return isinstance(getattr(model, "module", model), ATMSSLModel)
+
+
+def seed_process(seed: int, epoch: int, rank: int, iterator: Iterable) -> None:
+    """Let a process that is not the first draw other numbers than the others.
+
+    ESPnet seeds all alike at each epoch, and where their batches have one shape they
+    would draw the same masks, crops, negatives and noise. The first process keeps
+    ESPnet's seed, so that one alone trains as ever.
+
+    Args:
+        seed: of the run.
+        epoch: from 1 on.
+        rank: from 1 on.
+        iterator: of the epoch's batches; the processes that a ``DataLoader`` begins
+            for it are seeded alike.
+    """
+    # 31 bits, so that NumPy takes it with the number of a reading process added.
+    own = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]) >> 1
+    set_all_random_seed(own)
+    begin = getattr(iterator, "worker_init_fn", None)
+    if isinstance(begin, functools.partial) and "base_seed" in begin.keywords:
+        iterator.worker_init_fn = functools.partial(begin.func, base_seed=own)
+
+
 class ATMTrainer(Trainer):
     """ESPnet's trainer with the same results, and files that a kill leaves whole.
 
     In addition, an epoch that taught nothing is refused (:func:`check_epoch`) before
-    it is saved.
+    it is saved, and of several processes each draws its own masks
+    (:func:`seed_process`).
     """
 
     files: Optional[RunFiles] = None  # of the run that goes on in this process
@@ -388,6 +421,9 @@ class ATMTrainer(Trainer):
         """
         if cls.files is not None:
             cls.files.commit()
+        rank = distributed_option.dist_rank if distributed_option.distributed else 0
+        if rank and draws_masks(model):
+            seed_process(options.seed, reporter.get_epoch(), rank, iterator)
         all_invalid = super().train_one_epoch(
             model=model,
             iterator=iterator,

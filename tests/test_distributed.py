@@ -1,3 +1,4 @@
+import functools
 import multiprocessing
 import os
 import re
@@ -8,22 +9,30 @@ import sys
 import time
 from pathlib import Path
 
+import kaldiio
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import LOSSES, ROOT
+from espnet2.iterators.sequence_iter_factory import worker_init_fn
 from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import Reporter
 from test_model import config
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from espnet_atm.masking import GuidedMasking
+from espnet_atm.model import ATMSSLModel
 from espnet_atm.task import ATMSSLTask
-from espnet_atm.trainer import ATMTrainer
+from espnet_atm.trainer import ATMTrainer, seed_process
 from espnet_atm.weighting import SCALES
 
 OBJECTIVES = ["hubert", *LOSSES]
 ROWS = 2  # of each process
 FRAMES = 24
 SAMPLES = 16000
+OPTIONS = ["--ngpu", "0", "--multiprocessing_distributed", "false"]
+OPTIONS += ["--dist_backend", "gloo", "--log_interval", "1"]
 
 
 class Draws(TorchDispatchMode):
@@ -156,6 +165,144 @@ def test_processes_give_the_gradients_of_one(ssl_command, processes, tmp_path, w
                 )
 
 
+class Seen:
+    """What a process of a training masks, and hears, in each step of training."""
+
+    def __init__(self):
+        self.masks, self.speech = [], []
+        forward, encode = GuidedMasking.forward, ATMSSLModel.encode
+
+        def mask(module, *args, **more):
+            x, info = forward(module, *args, **more)
+            if module.training:
+                self.masks.append(info["mask_m"].clone())
+            return x, info
+
+        def hear(model, speech, *args, **more):
+            if model.training:
+                self.speech.append(speech.clone())
+            return encode(model, speech, *args, **more)
+
+        GuidedMasking.forward, ATMSSLModel.encode = mask, hear
+
+
+def train(rank, world, port, command, seen) -> None:
+    """One of several processes of a training; all of it when there is one."""
+    torch.set_num_threads(1)
+    if world > 1:
+        environ = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, MASTER_PORT=port)
+        os.environ.update({k: str(v) for k, v in environ.items()})
+        os.environ["MASTER_ADDR"] = "localhost"
+    found = Seen()
+    ATMSSLTask.main(cmd=[*command, *OPTIONS])
+    torch.save((found.masks, found.speech), seen)
+
+
+@pytest.fixture
+def alike(tmp_path, ssl_command):
+    """Makes the command of a training whose batches are all alike: the same audio."""
+    audio = torch.randn(32000, generator=torch.Generator().manual_seed(0))
+    soundfile.write(tmp_path / "x.wav", 0.1 * audio.numpy(), 16000)
+    utts = [f"utt{number}" for number in range(8)]
+    track = np.linspace(0.1, 0.9, 49, dtype=np.float32)[:, None]
+    kaldiio.save_ark(
+        str(tmp_path / "confidence.ark"),
+        {utt: track for utt in utts},
+        scp=str(tmp_path / "confidence.scp"),
+    )
+    (tmp_path / "frame_shift").write_text("640")
+    (tmp_path / "wav.scp").write_text("".join(f"{x} {tmp_path}/x.wav\n" for x in utts))
+    (tmp_path / "shape").write_text("".join(f"{x} 32000\n" for x in utts))
+
+    def make(output: str, **more) -> list:
+        conf = {"masker": "atm", "crop_seconds": 1}
+        loss = [{"name": "wav2vec2", "conf": LOSSES["wav2vec2"]}]
+        command = ssl_command(
+            ("speech", "confidence"),
+            **{"ssl_conf": conf, "loss": loss, "max_epoch": 2, "batch_size": 4, **more},
+        )
+        at = command.index("--token_list")
+        del command[at : at + 4]
+        own = ("wav.scp", "confidence.scp", "shape")
+        command = [
+            f"{tmp_path}/{Path(x).name}" if Path(x.split(",")[0]).name in own else x
+            for x in command
+        ]
+        command[command.index("--output_dir") + 1] = str(tmp_path / output)
+        return command
+
+    return make
+
+
+def run_all(processes, world, command, tmp_path) -> list:
+    """What each process saw."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    files = [tmp_path / f"seen{rank}.pth" for rank in range(world)]
+    started = [
+        processes.Process(target=train, args=(rank, world, port, command, file))
+        for rank, file in enumerate(files)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(300)
+    assert [x.exitcode for x in started] == [0] * world
+    return [torch.load(file) for file in files]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_draw_masks_and_crops_of_their_own(alike, processes, tmp_path, workers):
+    """Though all of their batches are alike; and the same ones in a second run."""
+    runs = []
+    for name in ("first", "second"):
+        command = alike(name, num_workers=workers)
+        runs.append(run_all(processes, 2, command, tmp_path))
+        runs[-1].append(torch.load(tmp_path / name / "latest.pth", weights_only=True))
+    (masks, speech), (other_masks, other_speech), _ = runs[0]
+    assert len(masks) == len(other_masks) == 4  # two steps in each of two epochs
+    for a, b in ((masks, other_masks), (speech, other_speech)):
+        assert all(x.shape == y.shape for x, y in zip(a, b))
+        assert not any(torch.equal(x, y) for x in a for y in b)
+        drawn = [*a, *b]
+        assert not any(
+            torch.equal(x, y) for n, x in enumerate(drawn) for y in drawn[:n]
+        )
+    for first, second in zip(*(x[:2] for x in runs)):
+        for a, b in zip(first, second):
+            assert all(torch.equal(x, y) for x, y in zip(a, b))
+    weights = [x[2] for x in runs]
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+
+
+def test_one_process_gives_the_same_parameters_twice(alike, processes, tmp_path):
+    weights = []
+    for name in ("first", "second"):
+        run_all(processes, 1, alike(name), tmp_path)
+        weights.append(torch.load(tmp_path / name / "latest.pth", weights_only=True))
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+
+
+def test_the_other_processes_are_seeded_each_its_own_way():
+    """And what NumPy draws in reading processes is another process's own, too."""
+    iterator = torch.utils.data.DataLoader(
+        list(range(4)), worker_init_fn=functools.partial(worker_init_fn, base_seed=3)
+    )
+    seeds = set()
+    for seed, epoch, rank in ((0, 1, 1), (0, 1, 2), (0, 2, 1), (1, 1, 1), (2**32, 1, 1)):
+        seed_process(seed, epoch, rank, iterator)
+        own = iterator.worker_init_fn.keywords["base_seed"]
+        assert iterator.worker_init_fn.func is worker_init_fn and 0 <= own < 2**31
+        assert torch.initial_seed() == own
+        seeds.add(own)
+        iterator.worker_init_fn(1)
+        first = np.random.rand()
+        seed_process(seed, epoch, rank, iterator)
+        iterator.worker_init_fn(1)
+        assert np.random.rand() == first
+    assert len(seeds) == 5
+
 
 def ranks_of(pid: int) -> dict[int, int]:
     """The training processes that torchrun started, by rank."""
@@ -166,8 +313,6 @@ def ranks_of(pid: int) -> dict[int, int]:
     return found
 
 
-OPTIONS = ["--ngpu", "0", "--multiprocessing_distributed", "false"]
-OPTIONS += ["--dist_backend", "gloo", "--log_interval", "1"]
 MODULE = ["-m", "espnet_atm", "-m", "espnet2.bin.ssl_train"]
 
 

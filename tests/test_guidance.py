@@ -50,7 +50,7 @@ def test_figures_by_hand():
     high, low = found.strategies["high"], found.strategies["low"]
     # A span of 10 from the last frames of the first half goes on into the second.
     assert 0.35 < high["confidence_gain"] < 0.5
-    assert -0.5 < low["confidence_gain"] < -0.35
+    assert -0.5 <= low["confidence_gain"] < -0.35
     assert abs(found.strategies["random"]["confidence_gain"]) < 0.05
     assert abs(found.strategies["shuffled"]["confidence_gain"]) < 0.05
     assert found.strategies["random"]["probability_sd"] < 0.03
