@@ -235,7 +235,7 @@ def warn(
         more = "a higher masker_conf.sharpness" if gated else "--speech_gate"
         lines.append(
             f"advice: masks by {strategy} can hardly be told from random ones: a frame's "
-            f"chance of being masked is {ratio:g} +- {found['probability_sd']:.3f}; try "
+            f"chance of being masked is {ratio:.2f} +- {found['probability_sd']:.3f}; try "
             f"{more}, or another scorer"
         )
     if weights["effective_share"] > EVEN:
@@ -259,7 +259,7 @@ def as_text(summary: Mapping[str, Any]) -> List[str]:
         f"  {'strategy':<10}{'chance of a frame':>19}{'confidence':>12}{'non-speech':>12}",
     ]
     for strategy, x in summary["guidance"].items():
-        chance = f"{settings['mask_ratio']:g} +- {x['probability_sd']:.3f}"
+        chance = f"{settings['mask_ratio']:.2f} +- {x['probability_sd']:.3f}"
         lines.append(
             f"  {strategy:<10}{chance:>19}{x['confidence_gain']:>+12.3f}"
             f"{100 * x['nonspeech_share']:>10.1f} %"

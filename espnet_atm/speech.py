@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # what describes scores only must not wait for ESPnet's front
 
 MODEL = "silero_vad.jit"  # in the package's folder of data
 # Chunks that go through the convolutions at once: more do not stay in a CPU's caches.
-BLOCK = 512
+BLOCK = 256
 GPU_BLOCK = 1 << 16
 
 
@@ -179,11 +179,17 @@ def _probability(speech: torch.Tensor, rate: int) -> torch.Tensor:
     # (B, N) -> (B, S, context + chunk)
     chunks = torch.nn.functional.pad(speech, padding).unfold(1, context + chunk, chunk)
     rows, count, size = chunks.shape
+    # Its own features are a convolution with windowed cosines and sines, the first of
+    # which is the window; by FFT they take a quarter of the time.
+    window = net.stft.forward_basis_buffer[0, 0]
     features = []
     for block in chunks.reshape(-1, size).split(
         BLOCK if speech.device.type == "cpu" else GPU_BLOCK
     ):
-        features.append(net.encoder(net.run_extractors(block)))  # (BLOCK, C, 1)
+        block = torch.nn.functional.pad(block, (0, context), mode="reflect")
+        frames = block.unfold(1, len(window), len(window) // 2) * window
+        spectrum = torch.fft.rfft(frames).abs().transpose(1, 2)  # (BLOCK, F, 4)
+        features.append(net.encoder(spectrum))  # (BLOCK, C, 1)
     hidden, _ = recurrent(torch.cat(features).reshape(rows, count, -1))  # (B, S, C)
     return net.decoder.decoder(hidden.transpose(1, 2))[:, 0]  # (B, 1, S) -> (B, S)
 

@@ -183,7 +183,7 @@ def test_weak_guidance_is_told(strategy, gated):
     masking = {**MASKING, "strategy": strategy}
     (line,) = warn(guidance(0.05, 0.1), UNEVEN, [], masking, gated)
     assert line.startswith("advice: masks by high can hardly be told from random ones")
-    assert "0.4 +- 0.050" in line
+    assert "0.40 +- 0.050" in line
     assert ("--speech_gate" in line) == (not gated)
     assert ("sharpness" in line) == gated
 
@@ -217,5 +217,5 @@ def test_lines_for_a_terminal():
     )
     assert "strategy: high" in lines[0] and lines[-1] == "advice: x"
     (line,) = [x for x in lines if x.startswith("  high ")]
-    assert line.split() == ["high", "0.4", "+-", "0.050", "+0.000", "10.0", "%"]
+    assert line.split() == ["high", "0.40", "+-", "0.050", "+0.000", "10.0", "%"]
     assert "spread 30.0 %, effective share of the corpus 90.0 %" in lines[-2]

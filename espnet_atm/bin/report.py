@@ -53,7 +53,7 @@ WORDS = {
     "low": "where it is unsure (Eq. 4)",
     "mixed": "half of the spans each",
     "topk": "the most confident frames, without drawing",
-    "shuffled": "as high, on confidences in another order: what guidance has to beat",
+    "shuffled": "as high, in another order: what guidance has to beat",
 }
 
 
@@ -393,7 +393,8 @@ def write_html(file: Path, title: str, parts: List[str]) -> None:
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph, of one of the page's styles."""
     style = f" class='{kind}'" if kind else ""
-    text = re.sub(r"--\w+", r"<code>\g<0></code>", html.escape(text))
+    text = html.escape(text.replace("+-", "\u00b1"))
+    text = re.sub(r"--\w+", r"<code>\g<0></code>", text)
     return f"<p{style}>{text}</p>"
 
 
@@ -454,7 +455,7 @@ def guidance_page(
             [
                 strategy,
                 words,
-                f"{conf.mask_ratio:g} \u00b1 "
+                f"{conf.mask_ratio:.2f} \u00b1 "
                 f"{guidance.strategies[strategy]['probability_sd']:.3f}",
                 f"{guidance.strategies[strategy]['confidence_gain']:+.3f}",
                 f"{100 * guidance.strategies[strategy]['nonspeech_share']:.1f} %",
