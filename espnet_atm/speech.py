@@ -188,7 +188,9 @@ def _probability(speech: torch.Tensor, rate: int) -> torch.Tensor:
     ):
         block = torch.nn.functional.pad(block, (0, context), mode="reflect")
         frames = block.unfold(1, len(window), len(window) // 2) * window
-        spectrum = torch.fft.rfft(frames).abs().transpose(1, 2)  # (BLOCK, F, 4)
+        # (BLOCK, 4, F, 2) -> (BLOCK, F, 4); abs() would take twice as long
+        spectrum = torch.view_as_real(torch.fft.rfft(frames))
+        spectrum = spectrum.square().sum(dim=-1).sqrt().transpose(1, 2)
         features.append(net.encoder(spectrum))  # (BLOCK, C, 1)
     hidden, _ = recurrent(torch.cat(features).reshape(rows, count, -1))  # (B, S, C)
     return net.decoder.decoder(hidden.transpose(1, 2))[:, 0]  # (B, 1, S) -> (B, S)
