@@ -173,6 +173,11 @@ def _without_padding(speech: torch.Tensor, lengths: torch.Tensor) -> torch.Tenso
 @torch.no_grad()
 def _probability(speech: torch.Tensor, rate: int) -> torch.Tensor:
     """Of each chunk, the last one filled up with zeros: (B, N) -> (B, S)."""
+    with torch.autocast(speech.device.type, enabled=False):  # training may be in it
+        return _hear(speech, rate)
+
+
+def _hear(speech: torch.Tensor, rate: int) -> torch.Tensor:
     _, chunk, context = KINDS[rate]
     net, recurrent = _model(rate, speech.device)
     padding = (context, -speech.size(1) % chunk)
@@ -235,8 +240,8 @@ def check_installed() -> None:
     """
     if importlib.util.find_spec("silero_vad") is None:
         raise UserError(
-            "speech_gate: the package silero-vad is not installed; run python -m pip "
-            "install silero-vad, or leave speech_gate out"
+            "the package silero-vad is not installed, which speech_gate and the report "
+            "need; run python -m pip install 'silero-vad>=6,<7'"
         )
 
 
