@@ -429,8 +429,15 @@ def guidance_page(
     conf = settings.conf
     parts = ["<h2>How strong the guidance is</h2>"]
     parts += [paragraph(x.partition(": ")[2], x.partition(": ")[0]) for x in lines]
-    if not lines:
-        parts.append(paragraph("Masks and weights follow the confidence.", "fine"))
+    if not conf.needs_confidence:
+        parts.append(
+            paragraph(
+                "These settings use no confidence: masks are random, and utterances weigh "
+                "alike. Here is what guidance would do."
+            )
+        )
+    elif not lines:
+        parts.append(paragraph("The confidence guides.", "fine"))
     parts.append(
         paragraph(
             "The scorer, a speech recogniser, says of each frame how sure it is of it: "

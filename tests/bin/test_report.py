@@ -292,6 +292,7 @@ def test_random_masks_are_told_what_guidance_would_do(mini, config, tmp_path):
     found = read(tmp_path)
     assert found["guidance_settings"]["strategy"] == "random"
     assert found["guidance_settings"]["mask_ratio"] == 0.49
+    assert "use no confidence" in (tmp_path / "report/report.html").read_text()
     assert any("high masks more frames without speech" in x for x in found["warnings"])
 
 
