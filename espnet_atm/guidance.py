@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from espnet_atm.masking import STRATEGIES, sample_span_mask
+from espnet_atm.masking import STRATEGIES, UNDRAWN, sample_span_mask
 
 # Masks of an utterance for each of two estimates: so many frames of them, within bounds.
 FRAMES_DRAWN = 10000
@@ -18,6 +18,8 @@ DRAWS = (8, 64)
 SEED = 0
 # Below this part of the mask ratio, chances of being masked are those of random masks.
 WEAK = 0.2
+# Times random masks' share of non-speech: what is less may be the draws' own noise.
+MORE = 1.05
 EVEN = 0.99  # an effective share of the corpus that equal weights nearly have
 # Utterances with less speech than this hold none, and a category called noise is noise
 # where there is less than the second in it.
@@ -185,12 +187,12 @@ def noise_that_outranks(
     lines = []
     for name in sorted(noise):
         mean = np.mean([y for utt, y in means.items() if categories.get(utt) == name] or 0)
-        if name in categories.values() and mean >= np.mean(spoken):
+        if name in categories.values() and mean > np.mean(spoken):
             lines.append(
                 f"the category {name}, which is noise, has a higher utterance confidence "
                 f"than speech: {mean:.3f} and {np.mean(spoken):.3f}"
             )
-    if not lines and silent and np.mean(silent) >= np.mean(spoken):
+    if not lines and silent and np.mean(silent) > np.mean(spoken):
         lines.append(
             f"{len(silent)} of {len(heard)} utterances without speech have a higher "
             f"utterance confidence than those with speech: {np.mean(silent):.3f} and "
@@ -225,18 +227,21 @@ def warn(
     ]
     if strategy == "shuffled":
         return lines  # the control: it is to be no better than random
-    if strategy != "low" and found["nonspeech_share"] > random["nonspeech_share"]:
+    usual = MORE * random["nonspeech_share"]
+    if strategy != "low" and found["nonspeech_share"] > usual:
         lines.append(
             f"warning: {strategy} masks more frames without speech than random masks do: "
             f"{100 * found['nonspeech_share']:.1f} and "
             f"{100 * random['nonspeech_share']:.1f} % of the masked frames{cure}"
         )
     if found["probability_sd"] < WEAK * ratio:
-        more = "a higher masker_conf.sharpness" if gated else "--speech_gate"
+        cures = [] if gated else ["--speech_gate"]
+        if gated and strategy not in UNDRAWN:
+            cures.append("a higher masker_conf.sharpness")
         lines.append(
             f"advice: masks by {strategy} can hardly be told from random ones: a frame's "
             f"chance of being masked is {ratio:.2f} +- {found['probability_sd']:.3f}; try "
-            f"{more}, or another scorer"
+            + ", or ".join([*cures, "another scorer"])
         )
     if weights["effective_share"] > EVEN:
         lines.append(

@@ -261,14 +261,16 @@ class Material:
         self.exp = folder / "exp"
         self.export = folder / "export"
         self.inputs: Dict[Path, bytes] = {}
+        self.undamaged: Dict[str, object] = {}
         for command in ("score", "summary", "report", "train", "export"):
             ended = run(command, self.arguments(command), self.log)
             if ended.code != 0:
                 raise RuntimeError(f"undamaged {command}: {ended.said}")
+            # Now, as a report adds to the summary.
+            self.undamaged[command] = self.result(command)
             if command == "train":
                 for name in ("config.yaml", "1epoch.pth"):
                     shutil.copy(self.exp / name, folder / f"ssl_{name}")
-        self.undamaged = {x: self.result(x) for x in COMMANDS}
         self.remember()
 
     def special(self, name: str) -> str:

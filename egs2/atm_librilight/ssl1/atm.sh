@@ -805,8 +805,10 @@ report() {
 }
 if runs 7; then
     log "Stage 7: Confidence report"
-    # Scores that were summarised again have lost what the report added.
-    grep -qs '"guidance"' "${confidence_dir}/${train_set}/summary.json" \
+    # Scores that were summarised again have lost what the report added, and it may be gone.
+    { [ -s "${confidence_dir}/report/report.html" ] \
+        && [ -s "${confidence_dir}/report/guidance.txt" ] \
+        && grep -qs '"guidance"' "${confidence_dir}/${train_set}/summary.json"; } \
         || rm -f "${confidence_dir}/.steps/report.done"
     run_once "${confidence_dir}" report "$(make_key "${score_key}" \
         "$(python3 local/check_configs.py --guidance "${ssl_config}")")" report
