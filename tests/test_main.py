@@ -138,7 +138,14 @@ def test_an_interrupt_ends_without_a_traceback(ssl_command, tmp_path):
     command = ssl_command(ssl_conf={"masker": "atm"}, max_epoch=10**6)
     log = tmp_path / "log"
     with log.open("w") as f:
-        training = subprocess.Popen([*TRAIN, *command], cwd=ROOT, stderr=f, stdout=f)
+        training = subprocess.Popen(
+            [*TRAIN, *command],
+            cwd=ROOT,
+            stderr=f,
+            stdout=f,
+            # A shell that runs the tests in the background has it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     while "2epoch results" not in log.read_text():
         assert training.poll() is None, log.read_text()
         time.sleep(0.1)
