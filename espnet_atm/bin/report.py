@@ -114,7 +114,9 @@ def read_settings(args: argparse.Namespace) -> Settings:
     }
     if args.ssl_config is None:
         fs = whole("fs", given.pop("fs", RATE), most=MOST)
-        return Settings(SSLConf.parse({"masker_conf": given}), fs)
+        conf = SSLConf.parse({"masker_conf": given})
+        conf.check_trainable()
+        return Settings(conf, fs)
     if given:
         raise UserError(
             f"--{next(iter(given))}: is in --ssl_config {args.ssl_config}: leave it out"
@@ -129,6 +131,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         raise UserError(f"{args.ssl_config}: has no ssl_conf: nothing is guided")
     try:
         conf = SSLConf.parse(options.ssl_conf)
+        conf.check_trainable()
         return Settings(conf, sampling_rate(options), encoder_grid(options))
     except ValueError as e:
         raise UserError(f"{args.ssl_config}: {e}") from None

@@ -280,6 +280,10 @@ def test_options_that_the_config_says_are_refused(mini, config, more):
             {"ssl_conf": {"masker": "atm"}, "frontend_conf": {"fs": "8k"}},
             "sampled at 16000 Hz, not at frontend_conf.fs 8000",
         ),
+        (
+            {"ssl_conf": {"masker": "atm", "masker_conf": {"mask_ratio": 1}}},
+            "train.yaml: ssl_conf.masker_conf.mask_ratio: 1.0 teaches nothing",
+        ),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(mini, config, conf, message):
@@ -299,6 +303,7 @@ def test_random_masks_are_told_what_guidance_would_do(mini, config, tmp_path):
 def test_impossible_options_are_refused(scored):
     for option, value, message in (
         ("--mask_ratio", "2", "mask_ratio: 2.0 is not in"),
+        ("--mask_ratio", "0", "mask_ratio: 0.0 teaches nothing"),
         ("--span", "0", "span: 0 is not a positive number"),
         ("--fs", "0", "fs: 0"),
         ("--max_utterances", "0", "max_utterances: 0"),
