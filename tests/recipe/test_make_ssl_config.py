@@ -45,6 +45,11 @@ def test_sharpness_and_topk_in_the_name():
     assert name == "w2v_bert_conformer_l_atm_topk_0.4"
     assert "span" not in config["ssl_conf"]["masker_conf"]
     assert make("atm", "--strategy", "shuffled")[0].endswith("_atm_shuffled_0.4x10")
-    assert make("atm", "--speech_gate", "true")[0].endswith("_high_0.4x10_gated")
+    assert make("atm", "--name_part", "_gated")[0].endswith("_high_0.4x10_gated")
     with pytest.raises(ValueError, match="sharpness: 2 changes nothing with strategy"):
         make("random", "--sharpness", "2")
+
+
+def test_a_long_name_is_cut_and_stays_its_own():
+    names = [make("atm", "--name_part", "_" + 300 * "a" + x)[0] for x in "bc"]
+    assert names[0] != names[1] and {len(x) for x in names} == {make_ssl_config.MOST}

@@ -8,7 +8,7 @@ import make_ssl_config
 import paper
 import pytest
 import results
-from conftest import RECIPE
+from conftest import RECIPE, copy_recipe
 from torch.utils.tensorboard import SummaryWriter
 
 # Each table's evaluation sets and runs, by hand from the paper.
@@ -98,12 +98,14 @@ def row_name(run: paper.Run) -> str:
         if hasattr(given, name[2:]):
             setattr(given, name[2:], value)
     suffix = "" if run.head == "ctc" else "_rnnt"
-    return f"{make_ssl_config.make_config(given)[0]}_{run.finetune}{suffix}"
+    scorer = f"_{run.scorer}_scorer" if run.scorer else ""
+    return f"{make_ssl_config.make_config(given)[0]}{scorer}_{run.finetune}{suffix}"
 
 
 def write_results(file: Path, rows: list[tuple[str, str, float]]) -> None:
-    cells = [["librilight", a, b, "3", f"{wer}", "9.9", "sclite"] for a, b, wer in rows]
-    results.write_parts(file, [results.TITLE + results.table(cells)])
+    cells = [["librilight", a, "0", b, "3", f"{x}", "9.9", "sclite"] for a, b, x in rows]
+    found = [dict(zip(results.HEADER, x)) for x in cells]
+    results.write_parts(file, [results.TITLE + results.table(found)])
 
 
 @pytest.fixture
@@ -189,12 +191,29 @@ def test_the_papers_numbers():
     assert cells["figure 6", "ATM", "codes used %"] == "94-95"
 
 
-def test_each_run_finds_its_own_row_and_no_other():
-    runs = all_runs()
-    names = {run: row_name(run) for run in runs}
-    assert len(set(names.values())) == len(runs)
-    for run in runs:
-        assert [x for x in runs if run.matches(names[x])] == [run]
+def test_each_run_finds_its_own_row_and_no_other(tmp_path):
+    runs = list(all_runs())
+    file = tmp_path / "RESULTS.md"
+    found = paper.Found(file, tmp_path)
+    write_results(file, [(row_name(x), "test", n) for n, x in enumerate(runs)])
+    assert len({row_name(x) for x in runs}) == len(runs)
+    for n, run in enumerate(runs):
+        assert found.wer(run) == {"test": str(n)}
+
+
+@pytest.mark.parametrize("scorer", ["", "ami"])
+def test_names_with_further_options(tmp_path, monkeypatch, scorer):
+    """The recipe says what they are called."""
+    monkeypatch.chdir(copy_recipe(tmp_path))
+    more = ("--ssl_max_epoch", "1", "--nbpe", "40", "--seed", "3", "--nj", "7")
+    assert paper.suffixes("mini", scorer, "rnnt", more) == paper.Suffixes(
+        pretrained=("_ami" if scorer else "") + "_bpe40_scorer_ep1_seed3",
+        before=("_ami" if scorer else "") + "_bpe40_scorer_ep1",
+        after="_rnnt",
+        seed="3",
+    )
+    with pytest.raises(ValueError, match="--seed x: is no whole number"):
+        paper.suffixes("mini", scorer, "rnnt", ("--seed", "x"))
 
 
 def test_what_is_done_is_not_run_again(plan, tmp_path):
@@ -273,7 +292,7 @@ def test_sections_live_beside_the_rows(tmp_path):
     text = file.read_text()
     assert text.count("## Table I of the paper") == 1 and "| 2 |" in text
     assert text.index("## Figure 4") < text.index("## Table I")
-    assert [row[1] for row in results.read_rows(file)] == ["a"]
+    assert [row["run"] for row in results.read_rows(file)] == ["a"]
 
 
 def test_unknown_tables_are_refused(capsys):

@@ -22,6 +22,7 @@ skip_packing=true     # Skip stage 13.
 skip_upload_hf=true   # Skip stage 14.
 hf_repo=              # Where stage 14 uploads to.
 ngpu=0                # The number of gpus ("0" uses cpu, otherwise use gpu).
+seed=                 # Of pre-training and of fine-tuning (default: the configs', or 0).
 num_nodes=1           # The number of nodes of pre-training.
 nj=2                  # The number of parallel jobs.
 dumpdir=              # Directory to dump features (default: dump/<corpus>).
@@ -140,7 +141,9 @@ Options:
                        # in [0, 1] (default: on all).
     --asr_config       # ASR config (default="${asr_config}"); fine-tuning takes the
                        # front end and the encoder from pre-training.
-    --ssl_max_epoch, --asr_max_epoch  # Instead of the configs' max_epoch.
+    --ssl_max_epoch, --asr_max_epoch  # Instead of the configs' max_epoch. More epochs of a run
+                       # go on from a copy of it.
+    --seed             # Of pre-training and fine-tuning; the scorer's stays (default: 0).
     --ssl_args, --asr_args            # Further arguments of training.
     --head_epochs      # Epochs of fine-tuning, among the first, in which the encoder is
                        # frozen and only the output layer learns (default="${head_epochs}").
@@ -149,6 +152,17 @@ Options:
     --nj, --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
 EOF
 )
+
+# What a run is named by, where it differs from the defaults and the corpus's settings.
+declare -A defaults
+keep_defaults() {
+    local name
+    for name in train_set valid_set asr_train_set asr_valid_set finetune_sets token_type nbpe \
+        asr_config scorer_train_config km_portion ssl_max_epoch ssl_args asr_max_epoch asr_args \
+        head_epochs head_args inference_ssl_model inference_config inference_asr_model; do
+        defaults[${name}]=${!name}
+    done
+}
 
 log "$0 $*"
 . local/parse_options.sh
@@ -194,6 +208,7 @@ plain() {
 for name in nj num_nodes nbpe; do whole "${name}" 1; done
 for name in stage stop_stage ngpu max_skipped head_epochs; do whole "${name}" 0; done
 for name in ssl_max_epoch asr_max_epoch nclusters; do whole "${name}" 1 unset; done
+whole seed 0 unset
 [ "${stop_stage}" -eq 0 ] || [ "${stage}" -le "${stop_stage}" ] \
     || die "--stage ${stage} comes after --stop_stage ${stop_stage}: nothing would be run"
 case "${speech_gate}" in
@@ -247,7 +262,8 @@ check_arguments() {
     # shellcheck disable=SC2086
     python3 local/check_arguments.py --ssl_config "${ssl_config}" --asr_config "${asr_config}" \
         ${scorer} --ssl_args " ${ssl_args}" --asr_args " ${asr_args}" \
-        --head_args " ${head_args}" --score_opts " ${score_opts}"
+        --head_args " ${head_args}" \
+        --score_opts " ${score_opts}$(! "${speech_gate}" || echo " --speech_gate")"
 }
 
 # ========================== What runs here ==========================
@@ -299,9 +315,24 @@ for file in "${train_config}" "${asr_config}" "${scorer_train_config}" \
     [ -z "${file}" ] || { [ -f "${file}" ] && [ -s "${file}" ]; } \
         || die "no such file, or an empty one: ${file}"
 done
+if [ "${ngpu}" -gt 0 ] && [[ ${cmd_backend} = local || ${cmd_backend} = stdout ]]; then
+    found=$(python3 -c 'import torch; print(torch.cuda.device_count())')
+    [ "${found}" -ge "${ngpu}" ] || die "--ngpu ${ngpu}: torch finds ${found} GPUs on this" \
+        "machine: leave the option out to use the CPU, or submit jobs (see cmd.sh)"
+fi
 is_transducer() { grep -q '^decoder: *transducer' "$1"; }
-asr_epochs=${asr_max_epoch:-$(awk '/^max_epoch:/ {print $2}' "${asr_config}")}
-asr_epochs=${asr_epochs:-40}  # ESPnet's default
+# of_config NAME FILE DEFAULT: what a config says at its top level.
+of_config() {
+    local value
+    value=$(awk -v name="$1:" '$1 == name {print $2}' "$2")
+    printf '%s\n' "${value:-$3}"
+}
+ssl_epochs=${ssl_max_epoch:-$(of_config max_epoch "${train_config}" 40)}  # 40 is ESPnet's
+asr_epochs=${asr_max_epoch:-$(of_config max_epoch "${asr_config}" 40)}
+if [ "${seed}" = "$(of_config seed "${train_config}" 0)" ] \
+    && [ "${seed}" = "$(of_config seed "${asr_config}" 0)" ]; then
+    seed=
+fi
 [ "${head_epochs}" -lt "${asr_epochs}" ] \
     || die "--head_epochs ${head_epochs} leaves nothing of the ${asr_epochs} epochs of fine-tuning"
 [[ " ${score_opts}" != *" --max_skipped"* ]] \
@@ -313,7 +344,6 @@ if [[ ${score_opts} =~ ${gate} ]]; then
     [ "${BASH_REMATCH[3]:-true}" = true ] && speech_gate=true || ! "${speech_gate}" \
         || die "--speech_gate true, and --score_opts says --speech_gate false: leave one out"
 fi
-! "${speech_gate}" || score_opts+=" --speech_gate"
 python3 local/check_configs.py --fs "${sampling_rate}" --ssl_config "${train_config}" \
     --asr_configs "${asr_config}" $([ -n "${scorer_model}" ] || echo "${scorer_train_config}")
 # What is the same for all sets of a dump/ must not change under another run.
@@ -327,24 +357,116 @@ own_dump() {
 }
 own_dump
 
+scorer_id=
 if [ -n "${scorer_model}" ]; then
-    checked=$(cat "${scorer_config}" "${scorer_model}" | md5sum | cut -c-8)
-    run_once "${expdir}" "check_scorer_${checked}" "${checked}" check_scorer
+    scorer_id=$(cat "${scorer_config}" "${scorer_model}" | md5sum | cut -c-8)
+    run_once "${expdir}" "check_scorer_${scorer_id}" "${scorer_id}" check_scorer
 fi
 if runs 1 && ! "${skip_data_prep}" && [ ! -s "local/data_${corpus}.sh" ]; then
     die "no data preparation for --corpus ${corpus}: there is no local/data_${corpus}.sh, only" \
         "$(echo local/data_*.sh); for data directories of your own give --skip_data_prep true"
 fi
+
+# ========================== What runs are called ==========================
+
+# A name holds every setting that makes a run another one and is not the default, so that
+# runs live side by side.
+changed() { [ "${!1}" != "${defaults[$1]}" ]; }
+# slug WORDS: the same for a name of a file; a checksum of what is long.
+slug() {
+    local found
+    found=$(tr -cs 'A-Za-z0-9.+\n-' _ <<< "$*" | sed -E 's/(^|_)--/\1/g; s/^_+//; s/_+$//')
+    [ "${#found}" -le 32 ] || found=$(make_key "$*" | cut -c-8)
+    printf '%s\n' "${found:-none}"
+}
+# config_part FILE DEFAULT: what a config is called, less what the default is.
+config_part() {
+    local name usual
+    name=$(basename "$(realpath "$1")" .yaml)
+    usual=$(basename "$(realpath "$2")" .yaml)
+    if [ "${name}" != "${usual}" ]; then
+        name=${name#"${usual}_"}
+        name=${name#train_}
+        echo "_${name#asr_}"
+    fi
+}
+# sets_part TRAIN VALID DEFAULT_TRAIN DEFAULT_VALID
+sets_part() {
+    local usual=$4
+    if [ "$1" != "$3" ]; then
+        usual=${1%_train}_dev
+        printf _%s "${1%_train}"
+    fi
+    [ "$2" = "${usual}" ] || printf _%s "$2"
+}
+
+# Of the scorer, and of fine-tuning, which are trained alike.
+labelled_part=
+if changed token_type || { [ "${token_type}" = bpe ] && changed nbpe; }; then
+    labelled_part+=_${token_type}
+    [ "${token_type}" != bpe ] || labelled_part+=${nbpe}
+fi
+! changed asr_max_epoch || labelled_part+=_ep${asr_epochs}
+! changed asr_args || labelled_part+=_$(slug "${asr_args}")
+scorer_part=${scorer_name:+_${scorer_name}}
+if [ -n "${scorer_model}" ]; then
+    scorer_part=${scorer_part:-_${scorer_id}}
+else
+    read -r first_set _ <<< "${defaults[finetune_sets]:-${corpus}}"
+    scorer_part=${scorer_part:-$(sets_part "${scorer_train_set}" "${scorer_valid_set}" \
+        "${defaults[asr_train_set]:-${first_set}_train}" \
+        "${defaults[asr_valid_set]:-${first_set}_dev}")}
+    scorer_part+=$(config_part "${scorer_train_config}" \
+        "${defaults[scorer_train_config]:-${defaults[asr_config]}}")${labelled_part}
+fi
+scorer_run=scorer${scorer_part}
+
+ssl_part=$(sets_part "${train_set}" "${valid_set}" \
+    "${defaults[train_set]:-${corpus}_unlabelled}" \
+    "${defaults[valid_set]:-${corpus}_unlabelled_dev}")
+ssl_part+=${min_confidence:+_min${min_confidence}}${scorer_part:+${scorer_part}_scorer}
+# What computes the scores does not change them.
+measure_opts=$(sed -E 's/--(num_workers|batch_bins)[ =]+[^ ]+//g' <<< "${score_opts}" | xargs)
+[ -z "${measure_opts}" ] || ssl_part+=_$(slug "${measure_opts}")
+! "${speech_gate}" || ssl_part+=_gated
+! changed ssl_args || ssl_part+=_$(slug "${ssl_args}")
+! changed ssl_max_epoch || ssl_part+=_ep${ssl_epochs}
+! changed km_portion || portion=${km_portion}
 mkdir -p "${expdir}"
 # The run's config, named by its settings: train_config with ssl_conf and num_classes.
 # Made first, so that impossible settings do not wait for the scorer.
 ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
     --strategy "${strategy}" --sharpness "${sharpness}" --loss_scale "${loss_scale}" \
-    --num_classes "${nclusters}" --frame_prob "${frame_prob}" --scorer_name "${scorer_name}" \
-    --min_confidence "${min_confidence}" --speech_gate "${speech_gate}" \
-    --output_dir "${expdir}/conf")
-ssl_tag=$(basename "${ssl_config}" .yaml)
+    --num_classes "${nclusters}" --frame_prob "${frame_prob}" \
+    --km_portion "${portion:-}" --name_part "${ssl_part}" --output_dir "${expdir}/conf")
+ssl_name=$(basename "${ssl_config}" .yaml)
+seed_part=${seed:+_seed${seed}}
+ssl_tag=${ssl_name}${seed_part}
+
+asr_part=$(config_part "${asr_config}" "${defaults[asr_config]}")
+[ -z "${scorer_model}" ] || asr_part+=${labelled_part}
+! changed head_epochs || asr_part+=_head${head_epochs}
+! changed head_args || [ "${head_epochs}" -eq 0 ] || asr_part+=_$(slug "${head_args}")
+! changed inference_ssl_model || asr_part+=_${inference_ssl_model%.pth}
+# asr_name [SET]: what is fine-tuned on it, whatever the seed.
+asr_name() { printf '%s\n' "${ssl_name}${1:+_$1}${asr_part}"; }
+
+decode_part=
+if changed inference_config; then
+    decode_part+=_$(basename "${inference_config:-default}" .yaml | sed 's/^decode_//')
+fi
+! changed inference_asr_model || decode_part+=_${inference_asr_model%.pth}
+
+log "Scorer: ${scorer_model:-${expdir}/asr_${scorer_run}}"
+log "Pre-training: ${expdir}/ssl_${ssl_tag}_raw"
+for name in ${finetune_sets:-""}; do
+    # shellcheck disable=SC2086
+    name_there=$(asr_name ${name})
+    log "Fine-tuning on ${name:-${scorer_train_set}}: ${expdir}/asr_${name_there}${seed_part}" \
+        "(in RESULTS.md ${name_there}${decode_part}, seed ${seed:-$(of_config seed "${ssl_config}" 0)})"
+done
+
 # A copy that is the run's own: another of this name may have other settings, which are not
 # in the name, and begin before this one trains.
 kept_config=${expdir}/conf/.$(md5sum < "${ssl_config}" | cut -c-8)/${ssl_tag}.yaml
@@ -353,7 +475,7 @@ cp "${ssl_config}" "${kept_config}.$$"
 mv "${kept_config}.$$" "${kept_config}"
 ssl_config=${kept_config}
 checked=$(make_key "$(cat "${ssl_config}" "${asr_config}" "${scorer_train_config}")" \
-    "${scorer_model}" "${ssl_args}" "${asr_args}" "${head_args}" "${score_opts}")
+    "${scorer_model}" "${ssl_args}" "${asr_args}" "${head_args}" "${score_opts} ${speech_gate}")
 run_once "${expdir}" "check_arguments_${checked:0:8}" "${checked}" check_arguments
 nclusters=$(sed -n 's/^ \{1,\}num_classes: //p' "${ssl_config}")
 needs_labels=false
@@ -380,7 +502,7 @@ asr_sh() {
         --asr_config "${asr_config}" \
         --asr_args "${asr_max_epoch:+--max_epoch ${asr_max_epoch}} ${asr_args}" \
         --inference_config "${inference_config}" \
-        --inference_asr_model "${inference_asr_model}" --inference_tag decode \
+        --inference_asr_model "${inference_asr_model}" --inference_tag "decode${decode_part}" \
         --train_set "${asr_train_set}" --valid_set "${asr_valid_set}" \
         --test_sets "${test_sets}" "$@"
 }
@@ -401,7 +523,7 @@ sets_key() {
 data_key() {
     make_key "${corpus} ${size} ${local_data_opts}" "$(cat db.sh)" \
         "$(find local/ -name '*.py' -o -name '*.sh' | sort \
-            | grep -vE '/(path|paper|results|make_|download_model|subset_by|check_|run_once|options|parse_)' | xargs cat)"
+            | grep -vE '/(path|paper|results|make_|download_model|subset_by|check_|run_once|follow_|options|parse_)' | xargs cat)"
 }
 # prepare_once NAME KEY SETS FUNCTION: run_once in data/, and again if a set is not there.
 prepare_once() {
@@ -565,11 +687,22 @@ use_labelled() {
     tokens_key=$(make_key "${labelled_key}" "${token_type} ${nbpe}")
     asr_stats=${expdir}/asr_stats${own}_${tokens_key:0:8}
     asr_lang=${corpus}${own}_${tokens_key:0:8}
-    asr_key=$(make_key "${tokens_key}" "$(cat "${asr_config}")" "${asr_max_epoch} ${asr_args}")
+}
+# What a training is, in lines of "name: value": it is refused to go on with another's folder.
+settings_of() { python3 local/check_configs.py --settings "$1"; }
+labelled_settings() {
+    echo "transcribed data, ${asr_train_set} and ${asr_valid_set}: ${labelled_key}"
+    echo "--token_type: ${token_type}"
+    [ "${token_type}" != bpe ] || echo "--nbpe: ${nbpe}"
+    echo "--asr_args: ${asr_args}"
 }
 use_labelled
-scorer_key=$(make_key "${tokens_key}" "$(cat "${scorer_train_config}")" \
-    "${asr_max_epoch} ${asr_args}")
+scorer_settings=
+if [ -z "${scorer_model}" ]; then
+    scorer_settings=$(echo "max_epoch: ${asr_epochs}"; labelled_settings
+        settings_of "${scorer_train_config}")
+fi
+scorer_key=$(make_key "${scorer_settings}")
 
 # for_each_set FUNCTION: run FUNCTION with each set as "dset" in data/, "dumped" in dump/, and
 # "role": pool, labelled (what is trained on), or test.
@@ -688,7 +821,6 @@ for_each_set same_data
 
 # ========================== Confidence ==========================
 
-scorer_run=scorer${scorer_name:+_${scorer_name}}
 scorer_exp=${expdir}/asr_${scorer_run}
 tokens_and_stats() {
     # asr.sh makes the tokens of a file in dumpdir that all models would share.
@@ -706,7 +838,7 @@ if runs 5; then
     run_once "${asr_stats}" tokens_and_stats "${tokens_key}" tokens_and_stats
     if [ -z "${scorer_model}" ]; then
         run_once "${scorer_exp}" train "${scorer_key}" train_scorer \
-            "${inference_asr_model}"
+            "${inference_asr_model}" "${scorer_settings}"
     fi
 fi
 own_scorer=false
@@ -718,9 +850,10 @@ if [ -z "${scorer_model}" ]; then
     scorer_model=${scorer_exp}/${inference_asr_model}
 fi
 
-# One folder for each scorer and measure, whatever computes the scores.
-measure_opts=$(sed -E 's/--(num_workers|batch_bins)[ =]+[^ ]+//g' <<< "${score_opts}" | xargs)
-score_key=$(make_key "${pool_key}" "${measure_opts}" utt2audio \
+# One folder for each scorer and measure.
+gate_opt=
+! "${speech_gate}" || gate_opt=--speech_gate
+score_key=$(make_key "${pool_key}" "$(xargs <<< "${measure_opts} ${gate_opt}")" utt2audio \
     "$([ ! -s "${scorer_model}" ] || cat "${scorer_model}" "${scorer_config}" | md5sum)")
 confidence_dir=${expdir}/confidence_${score_key:0:8}
 score_set() {
@@ -749,7 +882,7 @@ score_set() {
             --wav_scp "${logdir}/${_nj}.JOB/wav.scp" \
             --output_dir "${logdir}/${_nj}.JOB" \
             --max_skipped "${all}" \
-            ${score_opts} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
+            ${score_opts} ${gate_opt} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
     for file in confidence.scp utt2confidence utt2audio skipped; do
         for n in $(seq "${_nj}"); do
             cat "${logdir}/${_nj}.${n}/${file}"
@@ -911,8 +1044,16 @@ elif runs 8; then
 fi
 
 ssl_exp=${expdir}/ssl_${ssl_tag}_raw  # the name that ssl.sh gives it
-ssl_key=$(make_key "${pool_key}" "${score_key}" "$(cat "${ssl_config}")" \
-    "${ssl_max_epoch} ${ssl_args}" ${km_key})
+ssl_settings=$(
+    echo "max_epoch: ${ssl_epochs}"
+    echo "--seed: ${seed:-$(of_config seed "${ssl_config}" 0)}"
+    echo "unlabelled data, ${train_set} and ${valid_set}: ${pool_key}"
+    echo "scores, by ${scorer_model}: ${score_key}"
+    [ -z "${km_key}" ] || echo "pseudo-labels: ${km_key}"
+    echo "--ssl_args: ${ssl_args}"
+    settings_of "${ssl_config}"
+)
+ssl_key=$(make_key "${ssl_settings}")
 
 ssl_stage() {
     local _opts="--normalize utterance_mvn " dset mode tokens=none
@@ -930,6 +1071,7 @@ ssl_stage() {
         _opts+="${confidence_dir}/${dset}/confidence.scp,confidence,kaldi_ark "
     done
     [ -z "${ssl_max_epoch}" ] || _opts+="--max_epoch ${ssl_max_epoch} "
+    [ -z "${seed}" ] || _opts+="--seed ${seed} "
     ssl_sh --skip_data_prep true --stage "$1" --stop_stage "$1" --expdir "${ssl_view}" \
         --train_config "${ssl_config}" --token_list "${tokens}" \
         --ssl_args "${_opts} ${ssl_args}"
@@ -964,7 +1106,7 @@ if runs 10; then
     scored
     [ "$(cat "${ssl_stats}/.steps/${stats_step}.done" 2> /dev/null)" = "${stats_key}" ] \
         || die "${ssl_stats} has no statistics of these data and settings: run stage 9 first"
-    run_once "${ssl_exp}" train "${ssl_key}" pretrain "${inference_ssl_model}"
+    run_once "${ssl_exp}" train "${ssl_key}" pretrain "${inference_ssl_model}" "${ssl_settings}"
 fi
 
 # ========================== Fine-tuning and evaluation ==========================
@@ -972,11 +1114,22 @@ fi
 # use_finetuning [SET]: the model that is fine-tuned on it.
 use_finetuning() {
     use_labelled "$@"
-    asr_tag=${ssl_tag}${1:+_$1}
-    ! is_transducer "${asr_config}" || asr_tag+=_rnnt
+    asr_run=$(asr_name "$@")
+    asr_tag=${asr_run}${seed_part}
     asr_exp=${expdir}/asr_${asr_tag}
-    finetune_key=$(make_key "${ssl_key}" "${asr_key}" "${inference_ssl_model}" \
-        "${head_epochs} ${head_args}")
+    asr_settings=$(
+        labelled_settings
+        echo "--seed: ${seed:-$(of_config seed "${asr_config}" 0)}"
+        echo "pre-trained model, ${inference_ssl_model} of ${ssl_tag}: ${ssl_key}"
+        [ "${head_epochs}" -eq 0 ] || echo "--head_args: ${head_args}"
+        settings_of "${asr_config}"
+    )
+    finetune_settings=$(
+        echo "max_epoch: $((asr_epochs - head_epochs))"
+        echo "--head_epochs: ${head_epochs}"
+        echo "${asr_settings}"
+    )
+    finetune_key=$(make_key "${finetune_settings}")
 }
 export_ssl() {
     python3 -m espnet_atm.bin.export_ssl \
@@ -985,7 +1138,7 @@ export_ssl() {
         --output_dir "${ssl_exp}/export"
 }
 finetune() {
-    local config=${expdir}/conf/asr_${asr_tag}.yaml pretrained
+    local config=${expdir}/conf/asr_${asr_tag}.yaml pretrained seed_arg=${seed:+--seed ${seed}}
     export_ssl
     _pth=$(basename "$(readlink -f "${ssl_exp}/${inference_ssl_model}")")
     pretrained=$(python3 local/make_asr_config.py --asr_config "${asr_config}" \
@@ -998,14 +1151,18 @@ finetune() {
         done
         train_head() {
             asr_config=${config} asr_max_epoch=${head_epochs} \
-                asr_args="${asr_args} ${head_args} --freeze_param ${frozen}" \
+                asr_args="${asr_args} ${seed_arg} ${head_args} --freeze_param ${frozen}" \
                 asr_sh --stage 11 --stop_stage 11 --asr_tag "${asr_tag}_head" \
                     --pretrained_model "${pretrained}"
         }
-        run_once "${asr_exp}_head" train "${finetune_key}" train_head
+        local head_settings
+        head_settings="max_epoch: ${head_epochs}"$'\n'${asr_settings}
+        run_once "${asr_exp}_head" train "$(make_key "${head_settings}")" train_head latest.pth \
+            "${head_settings}"
         pretrained=${asr_exp}_head/latest.pth
     fi
     asr_config=${config} asr_max_epoch=$((asr_epochs - head_epochs)) \
+        asr_args="${asr_args} ${seed_arg}" \
         asr_sh --stage 11 --stop_stage 11 --asr_tag "${asr_tag}" \
             --pretrained_model "${pretrained}"
 }
@@ -1015,7 +1172,8 @@ if runs 11; then
         use_finetuning ${name}
         log "Stage 11: Export; fine-tune on ${asr_train_set}"
         run_once "${asr_stats}" tokens_and_stats "${tokens_key}" tokens_and_stats
-        run_once "${asr_exp}" train "${finetune_key}" finetune "${inference_asr_model}"
+        run_once "${asr_exp}" train "${finetune_key}" finetune "${inference_asr_model}" \
+            "${finetune_settings}"
     done
 fi
 
@@ -1026,36 +1184,76 @@ decode() {
     inference_config=${decode_config} asr_sh --stage 12 --stop_stage "${last_asr_stage}" \
         --asr_tag "${decoded_tag}" --test_sets "${dset}"
 }
-# decode_once TAG KEY CONFIG: decode the test sets with a model, into RESULTS.md.
+# decode_once RUN SEED KEY CONFIG: decode the test sets with a model, into RESULTS.md; sets
+# "decoded", how local/results.py is told of it.
 decode_once() {
     decoded_tag=$1
+    [ "$1" = "${scorer_run}" ] || decoded_tag+=${seed_part}
     decode_config=${inference_config:-conf/decode_ctc.yaml}
-    if [ -z "${inference_config}" ] && is_transducer "$3"; then
+    if [ -z "${inference_config}" ] && is_transducer "$4"; then
         decode_config=conf/decode_rnnt.yaml
     fi
     for dset in ${test_sets}; do
-        run_once "${expdir}/asr_$1" "decode_${dset}" "$(make_key "$2" \
-            "${inference_asr_model}" "$(cat "${decode_config}")" "$(sets_key "${dset}")")" decode
+        run_once "${expdir}/asr_${decoded_tag}" "decode${decode_part}_${dset}" \
+            "$(make_key "$3" "${inference_asr_model}" "$(cat "${decode_config}")" \
+                "$(sets_key "${dset}")")" decode
     done
+    decoded="$1${decode_part},$2,${expdir}/asr_${decoded_tag}/decode${decode_part}"
+    results --put "${decoded}"
+}
+results() {
     # shellcheck disable=SC2086
-    python3 local/results.py --corpus "${corpus}" --run "$1" \
-        --data_dir "${data_feats}" --decode_dir "${expdir}/asr_$1/decode" \
-        --results RESULTS.md ${test_sets}
+    python3 local/results.py --corpus "${corpus}" --results RESULTS.md \
+        --data_dir "${data_feats}" "$@" -- ${test_sets}
+}
+# rerun WITHOUT OPTION...: this run's command, less options that WITHOUT, a pattern, matches,
+# with others.
+rerun() {
+    local words=(./run.sh) without=$1 i
+    shift
+    for ((i = 0; i < ${#given_options[@]}; i += 2)); do
+        [[ $(option_name "${given_options[i]}") =~ ^(stage|stop_stage|${without})$ ]] \
+            || words+=("${given_options[@]:i:2}")
+    done
+    printf '%q ' "${words[@]}"
+    echo "$*"
+}
+what_next() {
+    if grep -q '^ *masker: atm' "${ssl_config}"; then
+        log "  random masks, the baseline:  $(rerun 'masker|strategy|sharpness|mask_ratio' --masker random)"
+        if ! "${speech_gate}" && grep -qE '^(warning|advice):' "${confidence_dir}/report/guidance.txt"; then
+            log "  a scorer that knows noise:   $(rerun speech_gate --speech_gate true)"
+        fi
+    else
+        log "  guided masks:                $(rerun 'masker|mask_ratio' --masker atm)"
+    fi
+    log "  chance, by another seed:     $(rerun seed --seed $((${seed:-0} + 1)))"
 }
 if runs 12; then
     log "Stage 12: Decode and score ${test_sets}"
+    shown=()
     # What pre-training has to beat: the same model without it.
     if "${own_scorer}"; then
         use_labelled
-        decode_once "${scorer_run}" "${scorer_key}" "${scorer_train_config}"
+        decode_once "${scorer_run}" "$(of_config seed "${scorer_train_config}" 0)" \
+            "${scorer_key}" "${scorer_train_config}"
+        shown+=(--baseline "${decoded}")
     fi
     for name in ${finetune_sets:-""}; do
         use_finetuning ${name}
         need 11 "${asr_exp}" "${finetune_key}" "${inference_asr_model}"
-        decode_once "${asr_tag}" "${finetune_key}" "${asr_config}"
+        decode_once "${asr_run}" "${seed:-$(of_config seed "${ssl_config}" 0)}" \
+            "${finetune_key}" "${asr_config}"
+        shown+=(--show "${decoded}")
     done
-    python3 local/results.py --corpus "${corpus}" --results RESULTS.md
-    log "Confidence report: ${PWD}/${confidence_dir}/report/report.html"
+    log "The results of this run:"
+    results "${shown[@]}"
+    log "All rows: ${PWD}/RESULTS.md"
+    [ ! -s "${confidence_dir}/report/report.html" ] \
+        || log "Confidence report: ${PWD}/${confidence_dir}/report/report.html"
+    log "Curves of pre-training: tensorboard --logdir ${PWD}/${ssl_exp}/tensorboard"
+    log "What to try next:"
+    what_next
 fi
 
 if runs 13 && ! "${skip_packing}"; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The corpora's settings; every option of atm.sh can be given here too and wins.
+# The corpora's settings, which are defaults: every option of atm.sh can be given here too and wins.
 set -e
 set -u
 set -o pipefail
@@ -37,4 +37,4 @@ case "${corpus}" in
         ;;
 esac
 
-./atm.sh --corpus "${corpus}" ${opts[@]+"${opts[@]}"} "$@"
+./atm.sh --corpus "${corpus}" ${opts[@]+"${opts[@]}"} -- "$@"

@@ -97,6 +97,20 @@ def guidance(config: dict) -> str:
     )
 
 
+def settings(config: dict, prefix: str = "") -> list[str]:
+    """What makes a training another one, of its config: lines of ``name: value``.
+
+    Epochs and seed are options of the recipe.
+    """
+    lines = []
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            lines += settings(value, f"{prefix}{name}.")
+        elif prefix or name not in ("max_epoch", "seed"):
+            lines.append(f"{prefix}{name}: {json.dumps(value, default=str)}")
+    return sorted(lines)
+
+
 def main(cmd=None) -> None:
     """Check all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -109,7 +123,13 @@ def main(cmd=None) -> None:
     parser.add_argument(
         "--guidance", type=Path, help="print what stage 7 depends on, of this config"
     )
+    parser.add_argument(
+        "--settings", type=Path, help="print what makes another training, of this config"
+    )
     args = parser.parse_args(cmd)
+    if args.settings:
+        print("\n".join(settings(read_config(args.settings))))
+        return
     if args.front_end:
         print(front_end(read_config(args.front_end)))
         return

@@ -5,12 +5,15 @@ Options that are empty keep what ``--config`` says, or the default of ``ssl_conf
 """
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
 import yaml
 
 from espnet_atm.config import MASKERS, SSLConf
+
+MOST = 180  # characters of a name: fine-tuning's is longer, and a file's has 255
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -27,12 +30,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frame_prob", default="", help="of --loss_scale frame")
     parser.add_argument("--num_classes", default="", help="of the HuBERT loss")
     parser.add_argument(
-        "--min_confidence", default="", help="of the utterances; for the name only"
+        "--km_portion", default="", help="of the pseudo-labels; for the name only"
     )
-    parser.add_argument("--scorer_name", default="", help="for the name only")
-    parser.add_argument(
-        "--speech_gate", default="false", help="of the scores; for the name only"
-    )
+    parser.add_argument("--name_part", default="", help="of what no config says")
     return parser
 
 
@@ -80,20 +80,17 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
             if "num_classes" not in loss_conf:
                 raise ValueError("the loss hubert has no num_classes; write how many")
             name += f"_km{loss_conf['num_classes']}"
+            name += f"_portion{args.km_portion}" if args.km_portion else ""
     strategy = "" if conf.masker == "random" else f"_{conf.strategy}"
     name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}{length}"
     if conf.sharpness != 1:
         name += f"_sharp{conf.sharpness:g}"
     if conf.loss_scale != "none":
         name += f"_scale_{conf.loss_scale}{args.frame_prob}"
-    if args.min_confidence:
-        if not 0 <= float(args.min_confidence) <= 1:
-            raise ValueError(f"min_confidence: {args.min_confidence} is not in [0, 1]")
-        name += f"_min{args.min_confidence}"
-    if args.scorer_name:
-        name += f"_{args.scorer_name}_scorer"
-    if args.speech_gate == "true":
-        name += "_gated"
+    name += args.name_part
+    if len(name) > MOST:
+        digest = hashlib.md5(name.encode()).hexdigest()
+        name = f"{name[: MOST - 9]}_{digest[:8]}"
     return name, config
 
 

@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from results import put_section, read_rows
@@ -57,6 +58,8 @@ ASR_SIZES = {"l": "l", "xl": "l", "mini": "mini"}
 FLOP_PER_PARAMETER = 6
 # What a GPU sustains: about a third of an A100's peak in bfloat16.
 FLOP_PER_SECOND = 100e12
+# Options of ./run.sh that are in no run's name.
+NAMELESS = {"nj", "ngpu", "num_nodes", "expdir", "dumpdir", "python", "test_sets"}
 # A checkpoint in float32 with Adam's two moments, GB for a million parameters.
 CHECKPOINT_GB = 0.012
 
@@ -102,17 +105,12 @@ class Run:
     def pretraining(self) -> str:
         """A pattern for what the recipe calls the pre-trained model."""
         strategy = "" if self.masker == "random" else f"_{self.strategy or 'high'}"
-        pattern = f"{self.objective}_conformer_{self.model_size}(_km[0-9]+)?"
+        pattern = f"{self.objective}_conformer_{self.model_size}(?:_km[0-9]+)?"
         ratio = re.escape(f"{float(self.mask_ratio):g}")
         pattern += f"_{self.masker}{strategy}_{ratio}x10"
         if self.loss_scale != "none":
             pattern += f"_scale_{self.loss_scale}{re.escape(self.frame_prob)}"
-        return pattern + (f"_{self.scorer}_scorer" if self.scorer else "")
-
-    def matches(self, name: str) -> bool:
-        """Whether a row of RESULTS.md is this run's."""
-        pattern = f"{self.pretraining()}_{re.escape(self.finetune)}{self.head_suffix()}"
-        return re.fullmatch(pattern, name) is not None
+        return pattern
 
     def gpu_hours(self) -> float:
         """An estimate for pre-training, which is nearly all."""
@@ -262,18 +260,74 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 # ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
+class Suffixes:
+    """What names of runs have behind their paper's settings.
+
+    Args:
+        pretrained: of the folder of pre-training.
+        before, after: of a row in RESULTS.md, before and after what was fine-tuned on.
+        seed: of the row.
+    """
+
+    pretrained: str
+    before: str
+    after: str
+    seed: str
+
+
+@cache
+def suffixes(
+    model_size: str, scorer: str, head: str, more: tuple[str, ...]
+) -> Suffixes:
+    """Those that ``more`` options of ./run.sh make, which is asked for them.
+
+    Raises:
+        ValueError: with what it says, when it refuses them.
+    """
+    run = atm(model_size=model_size, scorer=scorer, head=head)
+    named = {x.lstrip("-").replace("-", "_") for x in more[::2]} - NAMELESS
+    if not named:
+        part = f"_{scorer}_scorer" if scorer else ""
+        return Suffixes(part, part, run.head_suffix(), "0")
+    asked = ["./run.sh", *run.options(), *more, "--stop_stage", "0"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    pretrained = re.search(
+        rf"Pre-training: \S*/ssl_{run.pretraining()}(\S*)_raw$", done.stdout, re.M
+    )
+    finetuned = re.search(
+        rf"Fine-tuning on (\S+): .*RESULTS.md {run.pretraining()}(\S*), seed (\d+)\)$",
+        done.stdout,
+        re.M,
+    )
+    if done.returncode or not pretrained or not finetuned:
+        raise ValueError(f"{shlex.join(asked)}: {done.stderr.strip()[-1000:]}")
+    dataset, name, seed = finetuned.groups()
+    before, _, after = name.rpartition(f"_{dataset}")
+    return Suffixes(pretrained[1], before, after, seed)
+
+
+@dataclass(frozen=True)
 class Found:
-    """Where the numbers of the runs are."""
+    """Where the numbers of the runs are, and what options they were made with."""
 
     results: Path
     expdir: Path
+    more: tuple[str, ...] = ()
+
+    def suffixes(self, run: Run) -> Suffixes:
+        """Of its names."""
+        return suffixes(run.model_size, run.scorer, run.head, self.more)
 
     def wer(self, run: Run) -> dict[str, str]:
         """WER by evaluation set, from RESULTS.md."""
+        own = self.suffixes(run)
+        behind = re.escape(f"{own.before}_{run.finetune}{own.after}")
         return {
-            row[2]: row[4]
+            row["test set"]: row["WER %"]
             for row in read_rows(self.results)
-            if row[0] == "librilight" and run.matches(row[1])
+            if row["corpus"] == "librilight"
+            and row["seed"] == own.seed
+            and re.fullmatch(run.pretraining() + behind, row["run"])
         }
 
     def statistics(self, run: Run) -> dict[str, str]:
@@ -282,7 +336,8 @@ class Found:
         Raises:
             ValueError: when TensorBoard's events lack one.
         """
-        pattern = f"ssl_{run.pretraining()}_raw"
+        behind = re.escape(self.suffixes(run).pretrained)
+        pattern = f"ssl_{run.pretraining()}{behind}_raw"
         for folder in sorted(self.expdir.glob("ssl_*_raw")):
             done = (folder / ".steps/train.done").exists()
             if not done or not re.fullmatch(pattern, folder.name):
@@ -345,7 +400,7 @@ def print_plan(name: str, asked: Experiment, runs: list[Run], more: list[str]) -
     for run in runs:
         print(f"\n{shlex.join(command(run, asked, more))}")
     # One pre-training serves several fine-tunings; it is paid once.
-    models = {x.pretraining(): x for x in runs}
+    models = {(x.pretraining(), x.scorer): x for x in runs}
     hours = sum(x.gpu_hours() for x in models.values())
     disk = sum(2 * CHECKPOINT_GB * SIZES[x.model_size][0] for x in models.values())
     print(
@@ -392,8 +447,11 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--row {label}: {name} has {', '.join(labels)}")
     wanted = [x for x in asked.rows if x.label in (args.row or labels)]
     planned = replace(asked, rows=wanted)
-    found = Found(args.results, args.expdir)
-    runs = missing(planned, found)
+    found = Found(args.results, args.expdir, tuple(more))
+    try:
+        runs = missing(planned, found)
+    except ValueError as e:
+        sys.exit(f"{name}: {e}")
     more = ["--expdir", str(args.expdir), *more]
     print_plan(name, planned, runs, more)
     if args.dry_run:

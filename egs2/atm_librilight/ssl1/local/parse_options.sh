@@ -48,5 +48,19 @@ set_options() {
     positional=("$@")
 }
 
+# What comes before a "--" are defaults: a function keep_defaults of the script may look at them. What comes after
+# is in "given_options".
+_defaults=()
+for _word; do
+    if [ "${_word}" = -- ]; then
+        set_options "${_defaults[@]}"
+        [ "${#positional[@]}" -eq 0 ] || refuse "no option before --: ${positional[*]}"
+        shift $((${#_defaults[@]} + 1))
+        break
+    fi
+    _defaults+=("${_word}")
+done
+[ -z "$(type -t keep_defaults)" ] || keep_defaults
+given_options=("$@")
 set_options "$@"
 set -- ${positional[@]+"${positional[@]}"}

@@ -1,21 +1,55 @@
 #!/usr/bin/env python3
-"""Put the error rates of a run into RESULTS.md, or print the table of a corpus.
+"""Put the error rates of a run into RESULTS.md, or say at its end what it has come to.
 
-The figures are sclite's where ESPnet's scoring stage left them, else jiwer's; the last
-column says whose. Rows of other runs stay as they are.
+Errors are counted by sclite where ESPnet's scoring stage left its counts, else by jiwer;
+the last column says whose. Rows of other runs stay as they are.
 """
 
 import argparse
 import fcntl
 import re
+import statistics
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 import jiwer
+import numpy as np
 
-HEADER = ["corpus", "run", "test set", "utterances", "WER %", "CER %", "scored by"]
-TITLE = "# Results\n\nWritten by stage 12, one row for each run and test set.\n\n"
+from espnet_atm.errors import UserError, one_line_errors
+
+HEADER = ["corpus", "run", "seed", "test set", "utterances", "WER %", "CER %", "scored by"]
+NUMBERS = ("seed", "utterances", "WER %", "CER %")
+RATES = ("WER %", "CER %")
+TITLE = (
+    "# Results\n\nWritten by stage 12: a row for each run, seed and test set, and, where a "
+    "run has several\nseeds, their mean and standard deviation.\n\n"
+)
+MEAN = "mean of "  # in the column of seeds
+DRAWS = 10000
+CHUNK = 2**22  # utterances drawn at a time
+SEED = 0
+# Fewer utterances than this say nothing, however wide the interval.
+FEW = 20
+
+Row = Dict[str, str]
+
+
+class Counts(NamedTuple):
+    """Errors in a test set, in the order of its utterances.
+
+    Args:
+        errors: of each utterance (N,), int.
+        lengths: words or characters of its reference (N,), int.
+    """
+
+    errors: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def rate(self) -> float:
+        """In percent of the reference."""
+        return 100 * self.errors.sum() / max(self.lengths.sum(), 1)
 
 
 def read_text(file: Path) -> Dict[str, str]:
@@ -24,38 +58,98 @@ def read_text(file: Path) -> Dict[str, str]:
     return {utt: words.strip() for utt, _, words in rows}
 
 
-def sclite_rate(file: Path) -> float | None:
-    """The error rate of the ``Sum/Avg`` line, in percent."""
+def sclite_counts(file: Path, utts: List[str]) -> Counts | None:
+    """What sclite counted, of each utterance; None where it did not.
+
+    Args:
+        file: ``result.txt`` of ESPnet's scoring stage: its ids are ``(speaker-utterance)``,
+            in lower case.
+        utts: of the test set.
+    """
     if not file.is_file():
         return None
-    found = re.search(
-        r"Sum/Avg[^\n]*", file.read_text(encoding="utf-8", errors="replace")
+    found = re.findall(
+        r"^id: \((.*)\)\nScores: \(#C #S #D #I\) (\d+) (\d+) (\d+) (\d+)$",
+        file.read_text(encoding="utf-8", errors="replace"),
+        re.MULTILINE,
     )
-    if found is None:
+    if len(found) != len(utts):
         return None
-    # Sum/Avg | sentences words | Corr Sub Del Ins Err S.Err |
-    return float(found.group().split("|")[2].split()[4])
+    scores = np.array([list(map(int, x)) for _, *x in sorted(found)]).reshape(-1, 4)
+    correct, substituted, deleted, inserted = scores.T
+    return Counts(substituted + deleted + inserted, correct + substituted + deleted)
 
 
-def rates(reference: Path, decoded: Path) -> Tuple[int, float, float, str]:
-    """Utterances, WER, CER and who scored.
+def jiwer_counts(refs: List[str], hyps: List[str], what: str) -> Counts:
+    """What jiwer counts, of each utterance."""
+    process = jiwer.process_words if what == "wer" else jiwer.process_characters
+    errors, lengths = [], []
+    for ref, hyp in zip(refs, hyps):
+        if not ref:  # which jiwer refuses
+            errors.append(len(hyp.split()) if what == "wer" else len(hyp))
+            lengths.append(0)
+            continue
+        out = process(ref, hyp)
+        errors.append(out.substitutions + out.deletions + out.insertions)
+        lengths.append(out.hits + out.substitutions + out.deletions)
+    return Counts(np.array(errors), np.array(lengths))
+
+
+def count(reference: Path, decoded: Path, by: str = "") -> Tuple[Dict[str, Counts], str]:
+    """Errors in words and in characters (``wer``, ``cer``), and who counted.
+
+    Args:
+        reference: the text of a test set.
+        decoded: the folder of what was decoded.
+        by: ``jiwer``, to have it count though sclite has.
 
     Raises:
-        ValueError: when hypotheses are missing.
+        UserError: when hypotheses are missing.
     """
     ref, hyp = read_text(reference), read_text(decoded / "text")
     missing = sorted(set(ref) - set(hyp))
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{decoded}/text: no hypothesis for {missing[0]} and {len(missing) - 1} more "
             f"of {len(ref)} utterances of {reference}"
         )
-    wer = sclite_rate(decoded / "score_wer" / "result.txt")
-    cer = sclite_rate(decoded / "score_cer" / "result.txt")
-    if wer is not None and cer is not None:
-        return len(ref), wer, cer, "sclite"
-    refs, hyps = [ref[utt] for utt in ref], [hyp[utt] for utt in ref]
-    return len(ref), 100 * jiwer.wer(refs, hyps), 100 * jiwer.cer(refs, hyps), "jiwer"
+    utts = sorted(ref)
+    if by != "jiwer":
+        found = {
+            x: sclite_counts(decoded / f"score_{x}" / "result.txt", utts)
+            for x in ("wer", "cer")
+        }
+        if None not in found.values():
+            return found, "sclite"
+    texts = [ref[x] for x in utts], [hyp[x] for x in utts]
+    return {x: jiwer_counts(*texts, x) for x in ("wer", "cer")}, "jiwer"
+
+
+def paired_interval(one: Counts, other: Counts) -> Tuple[float, float, float]:
+    """How much lower or higher one error rate is than another of the same utterances.
+
+    Utterances are drawn with replacement, the same for both (Bisani and Ney, "Bootstrap
+    estimates for confidence intervals in ASR performance evaluation", ICASSP 2004).
+
+    Returns:
+        The difference in percentage points, and its 95 % interval.
+    """
+    rng = np.random.default_rng(SEED)
+    total = len(one.errors)
+    sums = []
+    size = max(CHUNK // max(total, 1), 1)
+    for begin in range(0, DRAWS, size):
+        drawn = rng.integers(total, size=(min(size, DRAWS - begin), total))
+        sums.append(
+            100
+            * (one.errors - other.errors)[drawn].sum(axis=1)
+            / np.maximum(one.lengths[drawn].sum(axis=1), 1)
+        )
+    low, high = np.percentile(np.concatenate(sums), [2.5, 97.5])
+    return one.rate - other.rate, float(low), float(high)
+
+
+# --- RESULTS.md -----------------------------------------------------------------------
 
 
 def read_parts(file: Path) -> List[str]:
@@ -64,10 +158,16 @@ def read_parts(file: Path) -> List[str]:
     return re.split(r"^(?=## )", text, flags=re.MULTILINE)
 
 
-def read_rows(file: Path) -> List[List[str]]:
-    """The rows of the table in RESULTS.md."""
+def read_rows(file: Path) -> List[Row]:
+    """The rows of the table in RESULTS.md, without means over seeds."""
     lines = [x for x in read_parts(file)[0].splitlines() if x.startswith("|")]
-    return [[cell.strip() for cell in x.strip("|").split("|")] for x in lines[2:]]
+    cells = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines]
+    if not cells:
+        return []
+    header, _, *rows = cells
+    # An earlier version had no column of seeds: they were ESPnet's default.
+    found = [{"seed": "0", **dict(zip(header, row))} for row in rows]
+    return [row for row in found if not row["seed"].startswith(MEAN)]
 
 
 def write_parts(file: Path, parts: List[str]) -> None:
@@ -97,39 +197,140 @@ def put_section(file: Path, title: str, body: str) -> None:
         write_parts(file, [head, *sorted(sections)])
 
 
-def table(rows: List[List[str]]) -> str:
+def place(row: Row) -> Tuple[str, str, str, int, str]:
+    """What a row is sorted by."""
+    seed = row["seed"]
+    number = int(seed) if seed.isdigit() else 10**9  # means come last
+    return row["corpus"], row["test set"], row["run"], number, seed
+
+
+def with_means(rows: List[Row]) -> List[Row]:
+    """The rows, and one more for each run and test set of several seeds."""
+    groups: Dict[Tuple[str, str, str], List[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["corpus"], row["run"], row["test set"]), []).append(row)
+    means = []
+    for group in groups.values():
+        if len(group) > 1:
+            mean = {**group[0], "seed": f"{MEAN}{len(group)}"}
+            mean["scored by"] = ", ".join(sorted({x["scored by"] for x in group}))
+            for name in RATES:
+                rates = [float(x[name]) for x in group]
+                spread = statistics.stdev(rates)
+                mean[name] = f"{statistics.mean(rates):.1f} ± {spread:.1f}"
+            means.append(mean)
+    return sorted(rows + means, key=place)
+
+
+def table(rows: List[Row], columns: List[str] = HEADER) -> str:
     """A Markdown table."""
-    rule = ["---"] * 3 + ["---:"] * 3 + ["---"]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [HEADER, rule, *rows])
+    rule = ["---:" if x in NUMBERS else "---" for x in columns]
+    cells = [[row[x] for x in columns] for row in rows]
+    return "\n".join("| " + " | ".join(x) + " |" for x in [columns, rule, *cells])
 
 
-def main() -> None:
+# --------------------------------------------------------------------------------------
+
+
+class Decoded(NamedTuple):
+    """A model's hypotheses: its run, seed, and the folder that holds them."""
+
+    run: str
+    seed: str
+    folder: Path
+
+
+def decoded(text: str) -> Decoded:
+    """``RUN,SEED,FOLDER`` of the command line."""
+    run, seed, folder = text.split(",", 2)
+    return Decoded(run, seed, Path(folder))
+
+
+def put(args: argparse.Namespace) -> None:
+    """Put rows into RESULTS.md."""
+    with locked(args.results):
+        rows = read_rows(args.results)
+        for model in args.put:
+            for name in args.test_sets:
+                counts, scorer = count(
+                    args.data_dir / name / "text", model.folder / name
+                )
+                row = {
+                    "corpus": args.corpus,
+                    "run": model.run,
+                    "seed": model.seed,
+                    "test set": name,
+                    "utterances": str(len(counts["wer"].errors)),
+                    "WER %": f"{counts['wer'].rate:.1f}",
+                    "CER %": f"{counts['cer'].rate:.1f}",
+                    "scored by": scorer,
+                }
+                rows = [x for x in rows if place(x) != place(row)] + [row]
+        head = TITLE + table(with_means(rows))
+        write_parts(args.results, [head, *read_parts(args.results)[1:]])
+
+
+def differences(args: argparse.Namespace, model: Decoded, baseline: Decoded) -> List[str]:
+    """A line for each test set."""
+    lines = []
+    for name in args.test_sets:
+        reference = args.data_dir / name / "text"
+        one, by_one = count(reference, model.folder / name)
+        other, by_other = count(reference, baseline.folder / name)
+        if by_one != by_other:  # they align in their own ways
+            one, _ = count(reference, model.folder / name, by="jiwer")
+            other, _ = count(reference, baseline.folder / name, by="jiwer")
+        said = []
+        for what in ("wer", "cer"):
+            numbers = paired_interval(one[what], other[what])
+            change, *bounds = (f"{round(x, 1) + 0.0:+.1f}" for x in numbers)  # no -0.0
+            said.append(f"{what.upper()} {change} [{', '.join(bounds)}]")
+        utts = len(one["wer"].errors)
+        few = f"; {utts} utterances are too few to tell" if utts < FEW else ""
+        lines.append(f"  {name}: {', '.join(said)}{few}")
+    return lines
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print the rows of some models, and how far they are from a baseline."""
+    models = [*args.show, *([args.baseline] if args.baseline else [])]
+    wanted = {(x.run, x.seed): n for n, x in enumerate(models)}
+    rows = [
+        row
+        for row in with_means(read_rows(args.results))
+        if row["corpus"] == args.corpus
+        and (row["run"], row["seed"]) in wanted
+        and row["test set"] in args.test_sets
+    ]
+    rows.sort(key=lambda row: (row["test set"], wanted[row["run"], row["seed"]]))
+    print(table(rows, HEADER[1:]))
+    if args.baseline is None:
+        return
+    for model in args.show:
+        print(
+            f"\n{model.run}, seed {model.seed}, against {args.baseline.run}, the same "
+            "model without pre-training: percentage points, and the 95 % interval of\n"
+            f"{DRAWS} paired draws of utterances (below 0: fewer errors)"
+        )
+        print("\n".join(differences(args, model, args.baseline)))
+
+
+def main(cmd=None) -> None:
     """Update or print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--run")
-    parser.add_argument("--data_dir", type=Path)
-    parser.add_argument("--decode_dir", type=Path)
-    parser.add_argument("test_sets", nargs="*")
-    args = parser.parse_args()
-    if args.run is None:
-        rows = read_rows(args.results)
-        print(table([row for row in rows if row[0] == args.corpus]))
-        return
-    with locked(args.results):
-        rows = read_rows(args.results)
-        for name in args.test_sets:
-            utts, wer, cer, scorer = rates(
-                args.data_dir / name / "text", args.decode_dir / name
-            )
-            row = [args.corpus, args.run, name, str(utts)]
-            row += [f"{wer:.1f}", f"{cer:.1f}", scorer]
-            rows = [r for r in rows if r[:3] != row[:3]] + [row]
-        rows.sort(key=lambda row: (row[0], row[2], row[1]))
-        sections = read_parts(args.results)[1:]
-        write_parts(args.results, [TITLE + table(rows), *sections])
+    parser.add_argument("--data_dir", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    form = {"type": decoded, "metavar": "RUN,SEED,FOLDER"}
+    what.add_argument("--put", **form, action="append", help="into the table")
+    what.add_argument("--show", **form, action="append", help="this run's rows")
+    parser.add_argument("--baseline", **form, help="to show the others against")
+    parser.add_argument("test_sets", nargs="+")
+    args = parser.parse_args(cmd)
+    (put if args.put else show)(args)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("results.py"):
+        main()
