@@ -1,10 +1,14 @@
 """What run.sh and atm.sh make of their options, before the first stage."""
 
+import hashlib
 import os
+import re
 import subprocess
+from pathlib import Path
 
 import check_arguments
 import pytest
+import score_options
 import yaml
 from conftest import RECIPE, copy_recipe
 
@@ -98,6 +102,8 @@ def test_an_impossible_value_is_refused_by_name(recipe, option, value, dashes):
         (("--asr_config", "conf/train.yaml"), "is an SSL config, with a loss"),
         (("--asr_config", "conf"), "no such file, or an empty one: conf"),
         (("positional",), "No positional arguments"),
+        (("--ngpu", "x"), "--ngpu x: is no whole number"),
+        (("--seed", "-1"), "--seed -1: is no whole number"),
         (
             ("--speech_gate", "true", "--score_opts", "--speech_gate false"),
             "--speech_gate true, and --score_opts says --speech_gate false",
@@ -172,6 +178,135 @@ def test_one_name_for_gated_scores(recipe, tmp_path, options, gated):
     assert config.stem.endswith("_atm_high_0.4x10" + "_gated" * gated)
 
 
+@pytest.mark.parametrize(
+    "text, line, gate",
+    [
+        ("", "", ""),
+        ("--measure max --temperature 1.0 --num_workers 4 --batch_bins=9", "", ""),
+        ("--temperature=2 --measure entropy", "--measure entropy --temperature 2", ""),
+        ("--exclude_blank --energy_gate 20.50", "--exclude_blank --energy_gate 20.5", ""),
+        ("--speech_gate --smooth 3", "--smooth 3", "true"),
+        ("--speech_gate false", "", "false"),
+    ],
+)
+def test_the_same_scores_have_one_name(text, line, gate):
+    assert score_options.read_options(text) == (line, gate)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("--measure nonsense", "argument --measure: invalid choice: 'nonsense'"),
+        ("--temperature 0", "temperature: 0.0 is not a positive"),
+        ("--measur entropy", "unrecognized arguments: --measur entropy"),
+        ("--ngpu 1", "--ngpu is an option of its own"),
+        ("--max_skipped 3", "--max_skipped is an option of its own"),
+        ("--output_dir x", "--output_dir is what the recipe says itself"),
+        ("entropy", "unrecognized arguments: entropy"),
+    ],
+)
+def test_wrong_score_opts_are_named(text, message):
+    with pytest.raises(UserError, match=f"--score_opts {text}: {message}"):
+        score_options.read_options(text)
+
+
+def names(done) -> dict[str, str]:
+    """What a run would be called."""
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"\) (Scorer|Pre-training|Fine-tuning on \S+): (.*)", done.stdout)
+    return {key.split()[0]: value for key, value in found}
+
+
+LONG = "--optim_conf lr=0.001 --optim_conf weight_decay=0.01 --grad_clip 5"
+RUN = "hubert_conformer_mini_km64_atm_high_0.4x10"
+
+
+def test_what_is_default_is_in_no_name(recipe, tmp_path):
+    """Also where it is given, and where it is the corpus's."""
+    given = ("--ssl_max_epoch", "6", "--asr-max-epoch", "15", "--seed", "0", "--nbpe", "9")
+    given += ("--score_opts", "--measure max", "--valid_set", "mini_unlabelled_dev")
+    for options in ((), given):
+        options += ("--expdir", tmp_path, "--stop_stage", "0")
+        found = names(run(recipe, *options, script="./run.sh"))
+        assert found == {
+            "Scorer": f"{tmp_path}/asr_scorer",
+            "Pre-training": f"{tmp_path}/ssl_{RUN}_raw",
+            "Fine-tuning": f"{tmp_path}/asr_{RUN} (in RESULTS.md {RUN}, seed 0)",
+        }
+
+
+@pytest.mark.parametrize(
+    "options, scorer, pretrained, finetuned",
+    [
+        (
+            ("--seed", "1", "--ssl_max_epoch", "8", "--km_portion", "0.3")
+            + ("--score_opts", "--measure entropy --speech_gate", "--min_confidence", "0.7")
+            + ("--head_epochs", "3", "--inference_asr_model", "latest.pth"),
+            "scorer",
+            "{}_min0.7_measure_entropy_gated_ep8",
+            "_head3",
+        ),
+        (
+            ("--asr_max_epoch", "20", "--train_set", "pool", "--valid_set", "pool_dev")
+            + ("--asr_config", "conf/tuning/train_asr_conformer_mini_rnnt.yaml")
+            + ("--token_type", "bpe", "--nbpe", "40", "--ssl_args", "--accum_grad 3"),
+            "scorer_rnnt_bpe40_ep20",
+            "{}_pool_rnnt_bpe40_ep20_scorer_accum_grad_3",
+            "_rnnt",
+        ),
+        (
+            ("--scorer_name", "big", "--asr_train_set", "other_train")
+            + ("--ssl_args", LONG),
+            "scorer_big",
+            "{}_big_scorer_" + hashlib.md5(f"{LONG}\n".encode()).hexdigest()[:8],
+            "",
+        ),
+        (
+            ("--asr_train_set", "other_train", "--asr_valid_set", "held_out"),
+            "scorer_other_held_out",
+            "{}_other_held_out_scorer",
+            "",
+        ),
+    ],
+)
+def test_what_makes_another_run_is_in_its_name(
+    recipe, tmp_path, options, scorer, pretrained, finetuned
+):
+    options += ("--expdir", tmp_path, "--stop_stage", "0")
+    found = names(run(recipe, *options, script="./run.sh"))
+    name = RUN.replace("64", "64_portion0.3") if "--km_portion" in options else RUN
+    name = pretrained.format(name)
+    seed = "_seed1" if "--seed" in options else ""
+    row = f"{name}{finetuned}" + "_latest" * ("latest.pth" in options)
+    assert found == {
+        "Scorer": f"{tmp_path}/asr_{scorer}",
+        "Pre-training": f"{tmp_path}/ssl_{name}{seed}_raw",
+        "Fine-tuning": f"{tmp_path}/asr_{name}{finetuned}{seed} (in RESULTS.md {row}, "
+        f"seed {seed[-1:] or 0})",
+    }
+
+
+def test_a_scorer_from_elsewhere_is_named_by_its_weights(recipe, asr, tmp_path):
+    options = ("--scorer_config", asr[0], "--scorer_model", asr[1], "--asr_max_epoch", "9")
+    options += ("--expdir", tmp_path, "--stop_stage", "0")
+    found = names(run(recipe, *options, script="./run.sh"))
+    digest = hashlib.md5(Path(asr[0]).read_bytes() + Path(asr[1]).read_bytes()).hexdigest()
+    name = f"{RUN}_{digest[:8]}_scorer"
+    assert found["Scorer"] == str(asr[1])
+    assert found["Pre-training"] == f"{tmp_path}/ssl_{name}_raw"
+    assert f"/asr_{name}_ep9 (" in found["Fine-tuning"]
+    found = names(run(recipe, *options, "--scorer_name", "mine", script="./run.sh"))
+    assert found["Pre-training"] == f"{tmp_path}/ssl_{RUN}_mine_scorer_raw"
+
+
+def test_gpus_that_are_not_there(recipe):
+    import torch
+
+    count = torch.cuda.device_count() + 1
+    message = f"--ngpu {count}: torch finds {count - 1} GPUs on this machine"
+    assert message in refused(recipe, "--ngpu", count)
+
+
 def test_arguments_are_read_before_the_first_stage(recipe):
     done = run(recipe, "--corpus", "mini", "--asr_args", "--no_such_option 3")
     assert done.returncode != 0 and "Stage 1" not in done.stdout
@@ -186,8 +321,6 @@ def test_arguments_are_read_before_the_first_stage(recipe):
         ("ssl_args", "--max_epoch three"),
         ("asr_args", "--max_epoch three"),
         ("head_args", "--optim nonsense"),
-        ("score_opts", "--measure nonsense"),
-        ("score_opts", "--temperature 0"),
     ],
 )
 def test_arguments_that_a_command_does_not_take(option, value):

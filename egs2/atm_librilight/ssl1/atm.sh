@@ -262,8 +262,7 @@ check_arguments() {
     # shellcheck disable=SC2086
     python3 local/check_arguments.py --ssl_config "${ssl_config}" --asr_config "${asr_config}" \
         ${scorer} --ssl_args " ${ssl_args}" --asr_args " ${asr_args}" \
-        --head_args " ${head_args}" \
-        --score_opts " ${score_opts}$(! "${speech_gate}" || echo " --speech_gate")"
+        --head_args " ${head_args}"
 }
 
 # ========================== What runs here ==========================
@@ -335,15 +334,15 @@ if [ "${seed}" = "$(of_config seed "${train_config}" 0)" ] \
 fi
 [ "${head_epochs}" -lt "${asr_epochs}" ] \
     || die "--head_epochs ${head_epochs} leaves nothing of the ${asr_epochs} epochs of fine-tuning"
-[[ " ${score_opts}" != *" --max_skipped"* ]] \
-    || die "--max_skipped is an option of its own: take it out of --score_opts"
-# The same scores, whichever of the two options asks for the gate.
-gate='(^| )--speech_gate([ =]+(true|false))?( |$)'
-if [[ ${score_opts} =~ ${gate} ]]; then
-    score_opts=${score_opts/"${BASH_REMATCH[0]}"/ }
-    [ "${BASH_REMATCH[3]:-true}" = true ] && speech_gate=true || ! "${speech_gate}" \
+# The same scores have one name, however they are asked for.
+measure_opts= gate=
+if [ -n "${score_opts// /}" ]; then
+    found=$(python3 local/score_options.py " ${score_opts}")
+    { read -r measure_opts; read -r gate || true; } <<< "${found}"
+    [ "${gate:-true}" = true ] || ! "${speech_gate}" \
         || die "--speech_gate true, and --score_opts says --speech_gate false: leave one out"
 fi
+[ "${gate}" != true ] || speech_gate=true
 python3 local/check_configs.py --fs "${sampling_rate}" --ssl_config "${train_config}" \
     --asr_configs "${asr_config}" $([ -n "${scorer_model}" ] || echo "${scorer_train_config}")
 # What is the same for all sets of a dump/ must not change under another run.
@@ -425,8 +424,6 @@ ssl_part=$(sets_part "${train_set}" "${valid_set}" \
     "${defaults[train_set]:-${corpus}_unlabelled}" \
     "${defaults[valid_set]:-${corpus}_unlabelled_dev}")
 ssl_part+=${min_confidence:+_min${min_confidence}}${scorer_part:+${scorer_part}_scorer}
-# What computes the scores does not change them.
-measure_opts=$(sed -E 's/--(num_workers|batch_bins)[ =]+[^ ]+//g' <<< "${score_opts}" | xargs)
 [ -z "${measure_opts}" ] || ssl_part+=_$(slug "${measure_opts}")
 ! "${speech_gate}" || ssl_part+=_gated
 ! changed ssl_args || ssl_part+=_$(slug "${ssl_args}")
@@ -475,7 +472,7 @@ cp "${ssl_config}" "${kept_config}.$$"
 mv "${kept_config}.$$" "${kept_config}"
 ssl_config=${kept_config}
 checked=$(make_key "$(cat "${ssl_config}" "${asr_config}" "${scorer_train_config}")" \
-    "${scorer_model}" "${ssl_args}" "${asr_args}" "${head_args}" "${score_opts} ${speech_gate}")
+    "${scorer_model}" "${ssl_args}" "${asr_args}" "${head_args}")
 run_once "${expdir}" "check_arguments_${checked:0:8}" "${checked}" check_arguments
 nclusters=$(sed -n 's/^ \{1,\}num_classes: //p' "${ssl_config}")
 needs_labels=false

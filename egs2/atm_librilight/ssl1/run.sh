@@ -37,4 +37,4 @@ case "${corpus}" in
         ;;
 esac
 
-./atm.sh --corpus "${corpus}" ${opts[@]+"${opts[@]}"} -- "$@"
+./atm.sh --corpus "${corpus}" ${opts[@]+"${opts[@]}"} --as_defaults true "$@"

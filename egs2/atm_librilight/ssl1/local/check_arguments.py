@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Refuse configs and arguments that ESPnet's training, or scoring, does not take.
+"""Refuse configs and arguments that ESPnet's training does not take.
 
 They are read by the commands' own parsers, now and not after days of other stages.
 """
@@ -33,11 +33,10 @@ def main(cmd=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ssl_config", type=Path, required=True)
     parser.add_argument("--asr_config", type=Path, action="append", required=True)
-    for name in ("ssl_args", "asr_args", "head_args", "score_opts"):
+    for name in ("ssl_args", "asr_args", "head_args"):
         parser.add_argument(f"--{name}", default="")
     args = parser.parse_args(cmd)
     # Slow: not for a wrong command line.
-    from espnet_atm.bin import score
     from espnet_atm.task import ATMSSLTask
     from espnet_atm.transducer import ASRTask
 
@@ -49,14 +48,6 @@ def main(cmd=None) -> None:
         parse(task.get_parser(), str(config), command)
         for name, words in more.items():
             parse(task.get_parser(), f"{name}{words}", [*command, *words.split()])
-    command = ["--asr_train_config", ANY, "--asr_model_file", ANY]
-    command += ["--wav_scp", ANY, "--output_dir", ANY, *args.score_opts.split()]
-    what = f"--score_opts{args.score_opts}"
-    options = parse(score.get_parser(), what, command)
-    try:
-        score.check_options(options)
-    except ValueError as e:
-        raise UserError(f"{what}: {e}") from None
 
 
 if __name__ == "__main__":

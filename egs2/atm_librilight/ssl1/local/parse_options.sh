@@ -48,14 +48,14 @@ set_options() {
     positional=("$@")
 }
 
-# What comes before a "--" are defaults: a function keep_defaults of the script may look at them. What comes after
-# is in "given_options".
+# What comes before "--as_defaults true" are defaults: a function keep_defaults of the script may look at them. What
+# comes after is in "given_options".
 _defaults=()
 for _word; do
-    if [ "${_word}" = -- ]; then
+    if [ "${_word}" = --as_defaults ]; then
         set_options "${_defaults[@]}"
-        [ "${#positional[@]}" -eq 0 ] || refuse "no option before --: ${positional[*]}"
-        shift $((${#_defaults[@]} + 1))
+        [ "${#positional[@]}" -eq 0 ] || refuse "no option before --as_defaults: ${positional[*]}"
+        shift $((${#_defaults[@]} + 2))
         break
     fi
     _defaults+=("${_word}")
