@@ -48,3 +48,16 @@ def test_sharpness_and_topk_in_the_name():
     assert make("atm", "--speech_gate", "true")[0].endswith("_high_0.4x10_gated")
     with pytest.raises(ValueError, match="sharpness: 2 changes nothing with strategy"):
         make("random", "--sharpness", "2")
+
+
+def test_exact_in_the_name():
+    name, config = make("atm", "--mask_ratio", "0.45", "--exact", "true", "--sharpness", "2")
+    assert name == "w2v_bert_conformer_l_atm_high_0.45x10_exact_sharp2"
+    assert SSLConf.parse(config["ssl_conf"]).exact
+    name, config = make("random", "--mask_ratio", "0.45", "--exact", "true")
+    assert name == "w2v_bert_conformer_l_random_0.45x10_exact"
+    assert config["ssl_conf"]["masker_conf"]["exact"] is True
+    assert make("atm", "--exact", "false") == make("atm")
+    assert "exact" not in make("atm")[1]["ssl_conf"]["masker_conf"]
+    with pytest.raises(ValueError, match="masker_conf.exact: 1 is not true or false"):
+        make("atm", "--exact", "1")
