@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=800)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--exact", action="store_true", help="as of masker_conf")
     args = parser.parse_args()
     torch.manual_seed(0)
     confidence = torch.rand(args.batch, args.frames, device=args.device)
@@ -47,7 +48,7 @@ def main() -> None:
         ),
         **{
             name: lambda name=name: sample_span_mask(
-                confidence, lengths, 0.40, 10, name
+                *(confidence, lengths, 0.40, 10, name), exact=args.exact
             )
             for name in STRATEGIES
         },

@@ -41,7 +41,7 @@ OPTIONS = {
         "track_conf",
         "crop_seconds",
     ),
-    "masker_conf": ("mask_ratio", "span", "strategy", "sharpness"),
+    "masker_conf": ("mask_ratio", "span", "strategy", "sharpness", "exact"),
     "loss_scale_conf": ("average", "frame_prob", "sharpness"),
     "track_conf": ("smooth", "energy_gate"),
 }
@@ -54,10 +54,10 @@ class SSLConf:
 
     Args:
         masker: ``atm`` or ``random``.
-        mask_ratio: fraction of valid frames to mask: 0.40 for ``atm``, 0.49 for
-            ``random`` (the paper's baseline).
+        mask_ratio: fraction of valid frames to mask, exceeded by less than a span: 0.40
+            for ``atm``, 0.49 for ``random`` (the paper's baseline).
         span: encoded frames.
-        strategy, sharpness: see :func:`espnet_atm.masking.sample_span_mask`.
+        strategy, sharpness, exact: see :func:`espnet_atm.masking.sample_span_mask`.
         loss_scale: ``none``, ``utterance`` (ATM+S) or ``frame``.
         average: see :func:`espnet_atm.weighting.frame_weights`.
         frame_prob: see there.
@@ -85,6 +85,7 @@ class SSLConf:
     crop_seconds: Optional[float] = None
     sharpness: float = 1.0
     weight_sharpness: float = 1.0
+    exact: bool = False
 
     @property
     def needs_confidence(self) -> bool:
@@ -131,8 +132,9 @@ class SSLConf:
         ratio = masker_conf.get("mask_ratio", 0.40 if masker == "atm" else 0.49)
         span = masker_conf.get("span", 10)
         sharpness = masker_conf.get("sharpness", 1.0)
+        exact = masker_conf.get("exact", False)
         try:
-            check_mask_options(ratio, span, strategy, sharpness)
+            check_mask_options(ratio, span, strategy, sharpness, exact)
         except ValueError as e:
             raise UserError(f"ssl_conf.masker_conf.{e}") from None
         if strategy in UNDRAWN and sharpness != 1:
@@ -172,6 +174,7 @@ class SSLConf:
             crop_seconds=crop_seconds,
             sharpness=float(sharpness),
             weight_sharpness=float(weight_sharpness),
+            exact=exact,
             **_refinement("ssl_conf.track_conf", track_conf),
         )
 
@@ -190,7 +193,7 @@ class SSLConf:
 
     def masking(self) -> Dict[str, Any]:
         """The arguments of :func:`espnet_atm.masking.sample_span_mask`."""
-        names = ("mask_ratio", "span", "strategy", "sharpness")
+        names = OPTIONS["masker_conf"]
         return {k: getattr(self, k) for k in names}
 
     def __str__(self) -> str:

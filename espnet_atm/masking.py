@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from espnet_atm.confidence import check_track
 from espnet_atm.errors import UserError
-from espnet_atm.values import MOST_FRAMES, number, whole
+from espnet_atm.values import MOST_FRAMES, flag, number, whole
 
 STRATEGIES = ("high", "low", "mixed", "random", "topk", "shuffled")
 UNDRAWN = ("random", "topk")  # where no weight is drawn by, so that none can be sharper
@@ -22,7 +22,11 @@ NEVER = -1e6
 
 
 def check_mask_options(
-    mask_ratio: float, span: int, strategy: str, sharpness: float = 1.0
+    mask_ratio: float,
+    span: int,
+    strategy: str,
+    sharpness: float = 1.0,
+    exact: bool = False,
 ) -> None:
     """Refuse impossible settings, saying what to write instead.
 
@@ -41,6 +45,7 @@ def check_mask_options(
         ) from None
     whole("span", span, most=MOST_FRAMES, what="number of frames")
     check_sharpness("sharpness", sharpness)
+    flag("exact", exact)
 
 
 def check_sharpness(name: str, value: float) -> None:
@@ -135,6 +140,7 @@ def sample_span_mask(
     strategy: str = "high",
     generator: Optional[torch.Generator] = None,
     sharpness: float = 1.0,
+    exact: bool = False,
 ) -> torch.Tensor:
     """Draw span starts without replacement until enough frames are covered.
 
@@ -147,8 +153,9 @@ def sample_span_mask(
     Args:
         confidence: s_t (B, T), float, in [0, 1]; for ``random`` only its shape matters.
         lengths: valid frames of each row (B,), int, on the same device.
-        mask_ratio: fraction of a row's valid frames to mask. It is met on every row,
-            and exceeded by less than one span.
+        mask_ratio: fraction of a row's valid frames to mask. At least
+            ``ceil(mask_ratio * length)`` of them are, in double precision, and less than
+            a span more: of a short row noticeably more than the fraction.
         span: length c of a span in frames.
         strategy: ``high`` draws starts in proportion to s_t (Eq. 3), ``low`` to 1 - s_t
             (Eq. 4), ``mixed`` takes half of the spans from each draw in turn, ``random``
@@ -159,6 +166,11 @@ def sample_span_mask(
         generator: source of randomness, on the same device.
         sharpness: exponent on what is drawn by, s_t or 1 - s_t; above 1 the draws differ
             more from even ones. Changes nothing for ``random`` and ``topk``.
+        exact: mask ``ceil(mask_ratio * length)`` frames and no more: the last span is
+            cut. Of the frames that it alone masks the first ones are kept: those at its
+            start, where the confidence drew it, or behind an earlier span. With it or
+            without, the first ``span - 1`` frames of a row are masked less often than
+            others alike, because fewer spans reach them.
 
     Returns:
         True where masked, (B, T), bool. Padding is never masked.
@@ -168,7 +180,7 @@ def sample_span_mask(
             confidence outside of [0, 1] or NaN, naming the row. On an accelerator that
             check would stall the device: there the collate function has made it.
     """
-    check_mask_options(mask_ratio, span, strategy, sharpness)
+    check_mask_options(mask_ratio, span, strategy, sharpness, exact)
     if confidence.dim() != 2 or lengths.shape != confidence.shape[:1]:
         raise ValueError(
             f"confidence must be (B, T) and lengths (B,), got {tuple(confidence.shape)} "
@@ -217,7 +229,12 @@ def sample_span_mask(
     cover = cover[:, 0].masked_fill_(~valid, -torch.inf)  # (B, T)
     wanted = (lengths.double() * mask_ratio).ceil().long()  # (B,)
     last = _nth_largest(cover, wanted.clamp(min=1))
-    return (cover >= last) & valid & (wanted > 0)[:, None]
+    mask = (cover >= last) & valid & (wanted > 0)[:, None]
+    if exact:
+        earlier = cover > last
+        room = wanted - earlier.sum(dim=1)  # (B,)
+        mask &= earlier | ((mask & ~earlier).cumsum(dim=1) <= room[:, None])
+    return mask
 
 
 def _check_rows(
@@ -243,7 +260,7 @@ class GuidedMasking(torch.nn.Module):
 
     Args:
         mask_embedding: (C,), the parameter of the module that this one replaces.
-        mask_ratio, span, strategy, sharpness: as in :func:`sample_span_mask`.
+        mask_ratio, span, strategy, sharpness, exact: as in :func:`sample_span_mask`.
     """
 
     def __init__(
@@ -253,19 +270,21 @@ class GuidedMasking(torch.nn.Module):
         span: int,
         strategy: str,
         sharpness: float = 1.0,
+        exact: bool = False,
     ):
         super().__init__()
-        check_mask_options(mask_ratio, span, strategy, sharpness)
+        check_mask_options(mask_ratio, span, strategy, sharpness, exact)
         self.mask_embedding = mask_embedding
         self.mask_ratio = mask_ratio
         self.span = span
         self.strategy = strategy
         self.sharpness = sharpness
+        self.exact = exact
 
     def extra_repr(self) -> str:
         return (
             f"mask_ratio={self.mask_ratio}, span={self.span}, strategy={self.strategy}, "
-            f"sharpness={self.sharpness}"
+            f"sharpness={self.sharpness}, exact={self.exact}"
         )
 
     def forward(
@@ -301,6 +320,7 @@ class GuidedMasking(torch.nn.Module):
             self.strategy,
             generator,
             self.sharpness,
+            self.exact,
         )
         masked = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
         # Convolutions of the encoder, of positions above all, see beyond an utterance's

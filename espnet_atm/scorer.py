@@ -16,6 +16,7 @@ from espnet_atm.frames import (
     measured_grid,
     subsampling_layers,
 )
+from espnet_atm.randomness import random_state_kept
 from espnet_atm.speech import speech_probability
 from espnet_atm.transducer import ASRTask  # also reads a transducer that has a CTC head
 from espnet_atm.weights import load_weights, read_weights
@@ -70,7 +71,7 @@ class Scorer:
         device: str = "cpu",
         half: bool = False,
     ) -> "Scorer":
-        """Load what ``asr.sh`` or the model zoo left.
+        """Load what ``asr.sh`` or the model zoo left; draws no random numbers of others.
 
         Args:
             asr_train_config: ``config.yaml`` of the experiment.
@@ -82,6 +83,17 @@ class Scorer:
                 up to the CTC head are not all there, are others, or are not finite.
             OSError: when one cannot be opened.
         """
+        with random_state_kept(device):
+            return cls._load(asr_train_config, asr_model_file, device, half)
+
+    @classmethod
+    def _load(
+        cls,
+        asr_train_config: Union[str, Path],
+        asr_model_file: Union[str, Path],
+        device: str,
+        half: bool,
+    ) -> "Scorer":
         for file in (asr_train_config, asr_model_file):
             if not Path(file).exists():
                 raise FileNotFoundError(

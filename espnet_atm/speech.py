@@ -17,6 +17,7 @@ import torch
 from espnet_atm.audio import resample
 from espnet_atm.confidence import align_tracks
 from espnet_atm.errors import UserError
+from espnet_atm.randomness import random_state_kept
 
 if TYPE_CHECKING:  # what describes scores only must not wait for ESPnet's front ends
     from espnet_atm.frames import FrameGrid
@@ -202,6 +203,7 @@ def _hear(speech: torch.Tensor, rate: int) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=None)
+@random_state_kept()
 def _model(
     rate: int, device: torch.device
 ) -> Tuple[torch.jit.ScriptModule, torch.nn.LSTM]:

@@ -1,5 +1,6 @@
 """What every test file may use."""
 
+import random
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,13 @@ def seeded():
 def generator() -> torch.Generator:
     """A source of randomness of the test's own."""
     return torch.Generator().manual_seed(1)
+
+
+def random_states() -> tuple:
+    """Of the generators that everything in a process shares."""
+    name, keys, *rest = np.random.get_state()
+    shared = torch.get_rng_state().tolist(), keys.tolist()
+    return *shared, name, rest, random.getstate()
 
 
 SPEAK = """

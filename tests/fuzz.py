@@ -182,6 +182,7 @@ WRONG = [  # for a number
     *(10**30, "", "nan", [None]),
 ]
 WRONG_WORD = [True, 1, 0.5, [], {}, "x", ["atm"], {"atm": None}, "", "ATM", float("nan")]
+WRONG_FLAG = [0, 1, None, "true", "false", "yes", "", [], {}, [True], {"a": True}, float("nan")]
 WRONG_MAP = [True, 1, "x", [], [1], "masker: atm", {"x": 1}, {1: 2}, {"": None}]
 
 
@@ -196,6 +197,7 @@ def settings(rng: random.Random) -> Dict:
         (("masker_conf", "mask_ratio"), [*WRONG, 0, 1.5, None]),
         (("masker_conf", "span"), [*WRONG, 0, 1.5, None]),
         (("masker_conf", "strategy"), WRONG_WORD),
+        (("masker_conf", "exact"), WRONG_FLAG),
         (("loss_scale_conf",), WRONG_MAP),
         (("loss_scale_conf", "average"), WRONG_WORD),
         (("loss_scale_conf", "frame_prob"), [*WRONG, 1.5]),

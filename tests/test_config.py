@@ -98,6 +98,15 @@ def test_sharpness():
     assert SSLConf.parse(one) == SSLConf.parse({"masker": "random"})
 
 
+@pytest.mark.parametrize("masker", ["atm", "random"])
+def test_exact(masker):
+    conf = SSLConf.parse({"masker": masker, "masker_conf": {"exact": True}})
+    assert conf.masking()["exact"] is True
+    plain = SSLConf.parse({"masker": masker})
+    assert plain.masking()["exact"] is False
+    assert SSLConf.parse({"masker": masker, "masker_conf": {"exact": False}}) == plain
+
+
 @pytest.mark.parametrize("span", [None, 1, 10])
 def test_a_span_that_has_no_part_is_told(span, caplog):
     more = {} if span is None else {"span": span}
@@ -194,6 +203,9 @@ def test_what_is_no_word_is_refused(where, value):
         ({"scorer": {**SCORER, "include_blank": 0}}, "include_blank: 0 is not true or"),
         ({"scorer": {**SCORER, "speech_gate": 1}}, "scorer.speech_gate: 1 is not true or"),
         ({"scorer": {**SCORER, "speech_gate": "yes"}}, "speech_gate: 'yes' is not true"),
+        ({"masker_conf": {"exact": 1}}, "masker_conf.exact: 1 is not true or false"),
+        ({"masker_conf": {"exact": "true"}}, "exact: 'true' is not true or .*quotes"),
+        ({"masker_conf": {"exact": None}}, "masker_conf.exact: None is not true or false"),
         ({"loss_scale": []}, r"ssl_conf.loss_scale: \[\] is not known"),
         ({"loss_scale": False}, "ssl_conf.loss_scale: False is not known"),
         ({"scorer": []}, r"ssl_conf.scorer: \[\] is not a mapping"),

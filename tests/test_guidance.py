@@ -80,10 +80,12 @@ def test_settings_reach_the_masks():
             "plain": {},
             "sharp": {"sharpness": 4.0},
             "few": {"mask_ratio": 0.1},
+            "exact": {"exact": True},
         }.items()
     }
     assert figures["sharp"]["probability_sd"] > 2 * figures["plain"]["probability_sd"]
     assert figures["few"]["probability_sd"] < figures["plain"]["probability_sd"]
+    assert figures["exact"] != figures["plain"]
 
 
 def test_utterances_without_speech_are_counted_apart():

@@ -16,7 +16,7 @@ EARLIER = {
 }
 
 
-def sequential_mask(confidence, ratio, span, generator):
+def sequential_mask(confidence, ratio, span, generator, exact=False):
     """Eq. 3, drawn one start after the other."""
     length = len(confidence)
     weight = confidence.clone().double()
@@ -24,7 +24,10 @@ def sequential_mask(confidence, ratio, span, generator):
     while mask.sum() < ratio * length:
         start = int(torch.multinomial(weight, 1, generator=generator))
         weight[start] = 0
-        mask[start : start + span] = True
+        for frame in range(start, min(start + span, length)):
+            if exact and mask.sum() >= ratio * length:
+                break
+            mask[frame] = True
     return mask
 
 
@@ -53,6 +56,101 @@ def test_ratio_is_met_on_every_row(strategy, ratio, span, lengths, kind):
         assert not row[length:].any()
         assert masked >= ratio * length
         assert masked == 0 if ratio == 0 else masked < ratio * length + span
+
+
+def exact_and_not(confidence, lengths, *options):
+    """The exact mask and the other, of the same draws."""
+    return [
+        sample_span_mask(
+            *(confidence, lengths, *options),
+            generator=torch.Generator().manual_seed(3),
+            exact=exact,
+        )
+        for exact in (True, False)
+    ]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    strategy=st.sampled_from(STRATEGIES),
+    ratio=st.sampled_from([0.0, 1e-9, 0.07, 0.3, 0.4, 0.49, 0.9, 0.9999, 1.0]),
+    span=st.sampled_from([1, 2, 3, 10, 40]),
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=5),
+    kind=st.sampled_from(["random", "zero", "one", "steps"]),
+)
+def test_exact_masks_meet_the_ratio_to_the_frame(strategy, ratio, span, lengths, kind):
+    """And are what is left of the others when the end of their last span goes."""
+    lengths = torch.tensor(lengths)
+    shape = (len(lengths), int(lengths.max()) + 3)
+    confidence = {
+        "random": torch.rand(shape),
+        "zero": torch.zeros(shape),
+        "one": torch.ones(shape),
+        "steps": (torch.rand(shape) * 4).round() / 4,
+    }[kind]
+    exact, more = exact_and_not(confidence, lengths, ratio, span, strategy)
+    assert exact.dtype == torch.bool and exact.shape == shape
+    wanted = [math.ceil(ratio * length) for length in lengths.tolist()]
+    assert exact.sum(dim=1).tolist() == wanted
+    assert not (exact & ~more).any()
+    for row, gone, length in zip(exact, more & ~exact, lengths.tolist()):
+        assert not row[length:].any()
+        where = gone.nonzero()[:, 0]
+        # Less than a span, which all that is gone fits in.
+        assert len(where) == 0 or where[-1] - where[0] < span - 1
+    if strategy == "topk":
+        assert torch.equal(exact, more)
+
+
+@pytest.mark.parametrize(
+    "second, kept", [(30, [30, 31]), (17, [17, 18]), (23, [26, 27]), (39, [39])]
+)
+def test_the_last_span_is_cut_from_its_end(second, kept):
+    """Frames 20 to 25 first; then of the second span what only it masks."""
+    confidence = torch.zeros(1, 40)
+    confidence[0, 20], confidence[0, second] = 1, 1e-15
+    exact, more = exact_and_not(
+        confidence, torch.tensor([40]), (6 + len(kept)) / 40, 6, "high"
+    )
+    found = exact[0].nonzero()[:, 0].tolist()
+    assert found == sorted([*range(20, 26), *kept])
+    window = more.clone()
+    window[0, second : second + 6] = window[0, 20:26] = False
+    assert not window.any()
+
+
+@pytest.mark.parametrize("strategy", ["high", "low", "random"])
+def test_exact_masks_have_the_marginals_of_sequential_sampling(strategy, generator):
+    """Drawn one start after the other, the last span cut from its end."""
+    confidence = torch.tensor([0.9, 0.1, 0.5, 0.0, 1.0, 0.3, 0.7, 0.2, 0.05, 0.6])
+    weight = {"high": confidence, "low": 1 - confidence, "random": torch.ones(10)}[strategy]
+    draws = 20000
+    ours = sample_span_mask(
+        *(confidence.expand(draws, -1), torch.full((draws,), 10), 0.5, 4, strategy),
+        generator=generator,
+        exact=True,
+    )
+    plain = torch.stack(
+        [
+            sequential_mask(weight, 0.5, 4, generator, exact=True)
+            for _ in range(draws // 4)
+        ]
+    )
+    bound = 4 * math.sqrt(0.25 / draws + 0.25 / (draws // 4))
+    assert (ours.double().mean(0) - plain.double().mean(0)).abs().max() < bound
+
+
+def test_random_exact_masks_favour_no_place_but_the_edge(generator):
+    """A frame closer to the beginning than a span is reached by fewer starts."""
+    lengths = torch.full((20000,), 60)
+    mask = sample_span_mask(
+        *(torch.zeros(20000, 60), lengths, 0.45, 6, "random", generator), exact=True
+    )
+    found = mask.double().mean(dim=0)
+    noise = 4 * math.sqrt(0.25 / 20000)
+    inner = found[10:]
+    assert (inner - inner.mean()).abs().max() < noise + 0.01
+    assert (found[:5].diff() > 0).all() and found[0] < inner.mean() / 2
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -222,6 +320,16 @@ def test_masks_stay_what_they_were():
     assert found == EARLIER
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_value_is_waited_for(strategy, exact):
+    """On an accelerator that would stall it; tensors without values have none to read."""
+    confidence = torch.empty(3, 20, device="meta")
+    lengths = torch.empty(3, dtype=torch.long, device="meta")
+    mask = sample_span_mask(confidence, lengths, 0.4, 5, strategy, exact=exact)
+    assert mask.shape == (3, 20) and mask.dtype == torch.bool
+
+
 def test_random_needs_no_confidence():
     mask = sample_span_mask(
         torch.full((2, 50), math.nan), torch.tensor([50, 30]), 0.49, 10, "random"
@@ -285,6 +393,8 @@ def test_bad_confidence_is_refused_by_row(bad):
         (dict(sharpness=-1.0), "sharpness: -1.0 is not positive"),
         (dict(sharpness=101), "sharpness: 101 is too large; write 100 or less"),
         (dict(sharpness=math.nan), "sharpness: nan is not a finite number"),
+        (dict(exact=1), "exact: 1 is not true or false"),
+        (dict(exact="true"), "exact: 'true' is not true or false"),
         (
             dict(strategy="best"),
             "strategy: 'best' is not known; write one of high, low",
@@ -321,10 +431,11 @@ def test_module_replaces_masked_frames_only():
 
 
 def test_module_casts_the_embedding_and_wants_confidence():
-    module = GuidedMasking(torch.nn.Parameter(torch.zeros(3)), 0.4, 4, "high", 2.0)
-    assert "sharpness=2.0" in repr(module)
+    module = GuidedMasking(torch.nn.Parameter(torch.zeros(3)), 0.4, 4, "high", 2.0, True)
+    assert "sharpness=2.0, exact=True" in repr(module)
     x = torch.randn(1, 9, 3, dtype=torch.bfloat16)
     padding = torch.zeros(1, 9, dtype=torch.bool)
-    assert module(x, padding, torch.rand(1, 9))[0].dtype == torch.bfloat16
+    masked, info = module(x, padding, torch.rand(1, 9))
+    assert masked.dtype == torch.bfloat16 and info["mask_m"].sum() == 4
     with pytest.raises(ValueError, match="strategy: high needs confidence"):
         module(x, padding)

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 import yaml
-from conftest import CNN, CONFORMER, SSL_CONFIG
+from conftest import CNN, CONFORMER, SSL_CONFIG, random_states
 from espnet2.tasks.asr import ASRTask
 
 from espnet_atm.audio import resample
@@ -11,7 +11,7 @@ from espnet_atm.confidence import frame_confidence, utterance_confidence
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
-from espnet_atm.speech import speech_probability
+from espnet_atm.speech import _model, speech_probability
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,33 @@ def test_a_model_without_ctc_is_refused(make_asr):
     )
     with pytest.raises(ValueError, match=r"no CTC head \(ctc_weight: 0.0\)"):
         Scorer.from_files(*files)
+
+
+@pytest.mark.parametrize("conf", [{}, {"preencoder": "linear"}])
+def test_a_scorer_takes_no_random_numbers_of_others(make_asr, spoken, conf):
+    """What it is built with is overwritten; who loads it draws as if it had not."""
+    if conf.get("preencoder"):
+        conf = {**conf, "preencoder_conf": {"input_size": 80, "output_size": 16}}
+    files = make_asr(**conf)
+    _model.cache_clear()  # as in a new process
+    before = random_states()
+    scorer = Scorer.from_files(*files)
+    speech = spoken["clean"][None]
+    scorer.score(speech, torch.tensor([speech.size(1)]), speech_gate=True)
+    scorer.depends_on_padding()
+    assert random_states() == before
+
+
+def test_a_scorer_that_is_refused_takes_none_either(make_asr):
+    files = make_asr(
+        model_conf={"ctc_weight": 0.0},
+        decoder="transformer",
+        decoder_conf=dict(attention_heads=2, linear_units=8, num_blocks=1),
+    )
+    before = random_states()
+    with pytest.raises(UserError, match="no CTC head"):
+        Scorer.from_files(*files)
+    assert random_states() == before
 
 
 def test_missing_files_are_named(asr, tmp_path):

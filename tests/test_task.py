@@ -8,14 +8,18 @@ from pathlib import Path
 import kaldiio
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
-from conftest import CNN, CONFORMER, LOSSES, ROOT
+from conftest import CNN, CONFORMER, LOSSES, ROOT, random_states
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
+from espnet_atm.masking import GuidedMasking
 from espnet_atm.model import ATMSSLModel
+from espnet_atm.scorer import Scorer
+from espnet_atm.speech import _model
 from espnet_atm.task import ATMSSLTask, encoder_grid
 
 ATM = {"masker": "atm"}
@@ -177,6 +181,80 @@ def test_trains_with_a_scorer_instead_of_a_track(ssl_command, asr):
     conf["scorer"] = {**scorer, "asr_model_file": "nothing.pth"}
     with pytest.raises(ValueError, match="asr_model_file: no such file: nothing.pth"):
         ATMSSLTask.main(cmd=ssl_command(streams=("speech", "text"), ssl_conf=conf))
+
+
+class Seen:
+    """What a training begins with, and the masks that it draws."""
+
+    def __init__(self):
+        self.weights, self.masks = None, []
+
+    def begin(self, module, inputs) -> None:
+        if isinstance(module, ATMSSLModel) and self.weights is None:
+            self.weights = {k: v.clone() for k, v in module.state_dict().items()}
+
+    def end(self, module, inputs, output) -> None:
+        if isinstance(module, GuidedMasking):
+            self.masks.append(output[1]["mask_m"])
+
+    @classmethod
+    def of(cls, command) -> "Seen":
+        """Train, and look on."""
+        seen = cls()
+        hooks = [
+            torch.nn.modules.module.register_module_forward_pre_hook(seen.begin),
+            torch.nn.modules.module.register_module_forward_hook(seen.end),
+        ]
+        try:
+            ATMSSLTask.main(cmd=command)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("masker", ["atm", "random"])
+def test_scores_inside_training_are_as_good_as_a_track(
+    ssl_command, asr, corpus, tmp_path, masker, gate
+):
+    """The same start and, of whole utterances, the same masks: loading draws nothing."""
+    scorer = Scorer.from_files(*asr)
+    tracks = {}
+    for line in (corpus / "wav.scp").read_text().splitlines():
+        utt, file = line.split()
+        speech = torch.from_numpy(soundfile.read(file, dtype="float32")[0])[None]
+        length = torch.tensor([speech.size(1)])
+        tracks[utt] = scorer.score(speech, length, speech_gate=gate)[0].numpy()[0]
+    scp = tmp_path / "confidence.scp"
+    kaldiio.save_ark(str(tmp_path / "confidence.ark"), tracks, scp=str(scp))
+    (tmp_path / "frame_shift").write_text("640\n")
+    (tmp_path / "frame_offset").write_text("479.5\n")
+    _model.cache_clear()  # as in a new process
+
+    conf = {"masker": masker, "loss_scale": "utterance"}
+    files = {"asr_train_config": str(asr[0]), "asr_model_file": str(asr[1])}
+    inside = {**conf, "scorer": {**files, "speech_gate": gate}}
+    whole = {"label_downsampling": 4, "pad": True}
+    command = ssl_command(ssl_conf=conf, collate_fn_conf=whole)
+    command = [x.replace(f"{corpus}/confidence.scp", str(scp)) for x in command]
+    stored = Seen.of(command)
+    command = ssl_command(("speech", "text"), ssl_conf=inside, collate_fn_conf=whole)
+    inside = Seen.of(command)
+    assert all(torch.equal(x, inside.weights[k]) for k, x in stored.weights.items())
+    assert len(stored.masks) == len(inside.masks) == 4
+    assert all(torch.equal(x, y) for x, y in zip(stored.masks, inside.masks))
+
+
+@pytest.mark.parametrize("path", [{}, WAV2VEC], ids=["conv2d", "wav2vec_cnn"])
+def test_what_is_tried_before_training_draws_nothing(ssl_command, asr, path):
+    scorer = {"asr_train_config": str(asr[0]), "asr_model_file": str(asr[1])}
+    conf = {"masker": "atm", "scorer": scorer}
+    args = arguments(ssl_command(("speech", "text"), ssl_conf=conf, **path))
+    before = random_states()
+    ATMSSLTask.check_args(args)
+    ATMSSLTask.build_collate_fn(args, True)
+    assert random_states() == before
 
 
 def test_collects_statistics(ssl_command):

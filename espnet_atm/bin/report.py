@@ -448,6 +448,7 @@ def guidance_page(
             "and the model learns to fill them in; with loss_scale: utterance (ATM+S) an "
             "utterance counts by its mean confidence s_u. The figures are for "
             f"{conf.mask_ratio:.0%} of the frames masked in spans of {conf.span}"
+            + (", the last of which is cut (exact)" if conf.exact else "")
             + (f", sharpness {conf.sharpness:g}" if conf.sharpness != 1 else "")
             + f"; masker: {conf.masker}, strategy: {conf.strategy}, loss_scale: "
             f"{conf.loss_scale}."

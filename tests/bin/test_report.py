@@ -218,7 +218,10 @@ def config(tmp_path):
 def test_the_settings_of_a_run(mini, config, tmp_path):
     conf = {
         "masker": "atm",
-        "masker_conf": {"strategy": "low", "mask_ratio": 0.3, "span": 5, "sharpness": 2},
+        "masker_conf": {
+            **{"strategy": "low", "mask_ratio": 0.3, "span": 5, "sharpness": 2},
+            "exact": True,
+        },
         "loss_scale": "utterance",
         "loss_scale_conf": {"sharpness": 3},
         "crop_seconds": 32,
@@ -228,14 +231,18 @@ def test_the_settings_of_a_run(mini, config, tmp_path):
     settings = found["guidance_settings"]
     assert settings == {
         **{"masker": "atm", "mask_ratio": 0.3, "span": 5, "strategy": "low"},
-        **{"sharpness": 2.0, "loss_scale": "utterance", "speech_gate": False},
+        **{"sharpness": 2.0, "exact": True},
+        **{"loss_scale": "utterance", "speech_gate": False},
     }
     means = [
         float(x.split()[1]) for x in (tmp_path / "scores/utt2confidence").open()
     ]
     assert found["weights"] == measure_weights(means, 3)
     page = (tmp_path / "report/report.html").read_text()
-    assert "30% of the frames masked in spans of 5, sharpness 2" in page
+    assert (
+        "30% of the frames masked in spans of 5, the last of which is cut (exact), "
+        "sharpness 2" in page
+    )
     assert "Training takes 32 s of each utterance at most" in page
     assert "<tr class='used'><td>low</td>" in page
 

@@ -53,3 +53,16 @@ def test_sharpness_and_topk_in_the_name():
 def test_a_long_name_is_cut_and_stays_its_own():
     names = [make("atm", "--name_part", "_" + 300 * "a" + x)[0] for x in "bc"]
     assert names[0] != names[1] and {len(x) for x in names} == {make_ssl_config.MOST}
+
+
+def test_exact_in_the_name():
+    name, config = make("atm", "--mask_ratio", "0.45", "--exact", "true", "--sharpness", "2")
+    assert name == "w2v_bert_conformer_l_atm_high_0.45x10_exact_sharp2"
+    assert SSLConf.parse(config["ssl_conf"]).exact
+    name, config = make("random", "--mask_ratio", "0.45", "--exact", "true")
+    assert name == "w2v_bert_conformer_l_random_0.45x10_exact"
+    assert config["ssl_conf"]["masker_conf"]["exact"] is True
+    assert make("atm", "--exact", "false") == make("atm")
+    assert "exact" not in make("atm")[1]["ssl_conf"]["masker_conf"]
+    with pytest.raises(ValueError, match="masker_conf.exact: 1 is not true or false"):
+        make("atm", "--exact", "1")

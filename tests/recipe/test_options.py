@@ -69,6 +69,7 @@ def refused(recipe, *options, **more) -> str:
         *(("test_sets", x) for x in ("a;b", "a/b", "*")),
         *(("sharpness", x) for x in ("x", "0", "-1", "101", "nan")),
         *(("speech_gate", x) for x in ("yes", "1", "")),
+        *(("exact", x) for x in ("yes", "1", "True")),
         *(("asr_config", "my conf.yaml"), ("scorer_name", "a b")),
     ],
 )

@@ -66,7 +66,9 @@ model_size=           # mini, l or xl (default: mini).
 masker=               # atm or random (default: atm).
 train_config=         # Default: conf/train.yaml; with --objective or --model_size,
                       # conf/tuning/train_<objective>_conformer_<size>_<masker>.yaml.
-mask_ratio=           # Fraction of frames masked (default: the paper's for the masker).
+mask_ratio=           # Fraction of frames masked (default: the paper's for the masker),
+                      # exceeded by less than a span.
+exact=                # true: not exceeded, the last span is cut (default: false).
 span=                 # Encoded frames (default: the paper's).
 strategy=             # high, low, mixed, random, topk or shuffled (default: the paper's).
 sharpness=            # Exponent on the confidence that masks are drawn by (default: 1).
@@ -121,6 +123,9 @@ Options:
     --train_config     # SSL config (default: conf/train.yaml, or the one that --objective
                        # and --model_size name in conf/tuning).
     --mask_ratio       # Fraction of frames masked (default: 0.40 for atm, 0.49 for random).
+                       # Met in each utterance and exceeded by less than a span, so that
+                       # short utterances have noticeably more masked.
+    --exact            # true: it is not exceeded, the last span is cut (default: false).
     --span             # Encoded frames (default: 10).
     --strategy         # high, low, mixed, random, topk, or shuffled, the control (default:
                        # high for atm).
@@ -214,6 +219,10 @@ whole seed 0 unset
 case "${speech_gate}" in
     true | false) ;;
     *) die "--speech_gate ${speech_gate}: write true or false" ;;
+esac
+case "${exact}" in
+    "" | true | false) ;;
+    *) die "--exact ${exact}: write true or false" ;;
 esac
 number km_portion "x > 0 && x <= 1" "above 0 and at most 1"
 number min_wav_duration "x >= 0" "of at least 0"
@@ -434,7 +443,8 @@ mkdir -p "${expdir}"
 # Made first, so that impossible settings do not wait for the scorer.
 ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
-    --strategy "${strategy}" --sharpness "${sharpness}" --loss_scale "${loss_scale}" \
+    --strategy "${strategy}" --sharpness "${sharpness}" --exact "${exact}" \
+    --loss_scale "${loss_scale}" \
     --num_classes "${nclusters}" --frame_prob "${frame_prob}" \
     --km_portion "${portion:-}" --name_part "${ssl_part}" --output_dir "${expdir}/conf")
 ssl_name=$(basename "${ssl_config}" .yaml)

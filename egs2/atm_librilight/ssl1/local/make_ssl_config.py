@@ -26,6 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--span", default="")
     parser.add_argument("--strategy", default="")
     parser.add_argument("--sharpness", default="", help="of the strategy's draws")
+    parser.add_argument("--exact", default="", help="cut the last span of each row")
     parser.add_argument("--loss_scale", default="")
     parser.add_argument("--frame_prob", default="", help="of --loss_scale frame")
     parser.add_argument("--num_classes", default="", help="of the HuBERT loss")
@@ -42,7 +43,7 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
         config = yaml.safe_load(f)
     ssl_conf = dict(config.get("ssl_conf") or {})
     masker_conf = dict(ssl_conf.get("masker_conf") or {})
-    for name in ("mask_ratio", "span", "strategy", "sharpness"):
+    for name in ("mask_ratio", "span", "strategy", "sharpness", "exact"):
         value = getattr(args, name)
         if value:
             masker_conf[name] = yaml.safe_load(value)
@@ -62,6 +63,8 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
     masker_conf["sharpness"] = conf.sharpness
     if conf.sharpness == 1:
         del masker_conf["sharpness"]
+    if not conf.exact:
+        masker_conf.pop("exact", None)
     length = f"x{conf.span}"
     if conf.strategy == "topk":  # masks single frames
         del masker_conf["span"]
@@ -83,6 +86,8 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
             name += f"_portion{args.km_portion}" if args.km_portion else ""
     strategy = "" if conf.masker == "random" else f"_{conf.strategy}"
     name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}{length}"
+    if conf.exact:
+        name += "_exact"
     if conf.sharpness != 1:
         name += f"_sharp{conf.sharpness:g}"
     if conf.loss_scale != "none":
