@@ -21,7 +21,8 @@ OPTIONS = [
     *("--ssl_max_epoch", "1", "--asr_max_epoch", "2", "--nclusters", "8"),
     *("--loss_scale", "utterance"),
 ]
-RUN = "hubert_conformer_mini_km8_atm_high_0.4x10_scale_utterance"
+SCORER, EPOCHS = "scorer_ep2", "_ep2_scorer_ep1"  # what is not the corpus's own
+RUN = f"hubert_conformer_mini_km8_atm_high_0.4x10_scale_utterance{EPOCHS}"
 TIMEOUT = 900
 
 
@@ -114,12 +115,19 @@ def test_pipeline(recipe):
     assert len(labels) == len(utts) and len(features) == len(utts) // 2
 
     # What one came for: error rates, the report, and a model for stock ESPnet.
-    rows = re.findall(
-        r"^\| mini \| (\S+) \| (\S+) \|.*\| [\d.]+ \| [\d.]+ \|", log, re.M
-    )
+    end = log[log.index("The results of this run:") :]
+    rows = re.findall(r"^\| (\S+) \| 0 \| (\S+) \|.*\| [\d.]+ \| [\d.]+ \|", end, re.M)
     tests = ("mini_test_an4", "mini_test_clean", "mini_test_mismatched")
-    assert {(run, t) for run in ("scorer", RUN) for t in tests} == set(rows)
+    assert rows == [(run, t) for t in tests for run in (RUN, SCORER)]
+    interval = r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]"
+    for test in tests:
+        assert re.search(rf"^  {test}: WER {interval}, CER {interval}", end, re.M)
+    assert f"against {SCORER}, the same model and labelled data without pre-training" in end
+    same = r"./run.sh --local_data_opts --scale\ 0.04 --ssl_max_epoch 1"
+    assert f"random masks, the baseline:  {same}" in end
+    assert f"tensorboard --logdir {recipe}/exp/mini/ssl_{RUN}_raw/tensorboard" in end
     assert (recipe / "RESULTS.md").read_text().count(RUN) == 3
+    assert f"(ssl_{RUN}_raw) epoch 1 of 1: loss " in log
     (report,) = recipe.glob("exp/mini/confidence_*/report/report.html")
     assert report.read_text().count("<img") >= 3
     assert str(report) in log
@@ -148,14 +156,15 @@ def test_an_objective_without_pseudo_labels(recipe):
     others = results.read_text().count(f"| {RUN} |") if results.exists() else 0
     options = ("--head_epochs", "1", "--test_sets", "mini_test_clean")
     log = finish(recipe, "--objective", "wav2vec2", "--masker", "random", *options)
-    run = "wav2vec2_conformer_mini_random_0.49x10_scale_utterance"
+    pretrained = f"wav2vec2_conformer_mini_random_0.49x10_scale_utterance{EPOCHS}"
+    run = f"{pretrained}_head1"
     assert "the objective has no pseudo-labels" in log
     assert not (recipe / "exp/mini/kmeans_8").exists()
     assert results.read_text().count(f"| {run} |") == 1
     assert results.read_text().count(f"| {RUN} |") == others
-    train_log = (recipe / f"exp/mini/ssl_{run}_raw/train.log").read_text()
+    train_log = (recipe / f"exp/mini/ssl_{pretrained}_raw/train.log").read_text()
     assert "wav2vec2_codes_used=" in train_log
-    (exported,) = recipe.glob(f"exp/mini/ssl_{run}_raw/export/*.pth")
+    (exported,) = recipe.glob(f"exp/mini/ssl_{pretrained}_raw/export/*.pth")
     exp = recipe / "exp/mini"
     head = yaml.safe_load((exp / f"asr_{run}_head/config.yaml").read_text())
     whole = yaml.safe_load((exp / f"asr_{run}/config.yaml").read_text())

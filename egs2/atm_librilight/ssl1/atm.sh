@@ -1244,7 +1244,12 @@ if runs 12; then
         use_labelled
         decode_once "${scorer_run}" "$(of_config seed "${scorer_train_config}" 0)" \
             "${scorer_key}" "${scorer_train_config}"
-        shown+=(--baseline "${decoded}")
+        shown+=(--baseline "${decoded}" --which)
+        if [ -z "${finetune_sets}" ] && [ "${asr_config}" = "${scorer_train_config}" ]; then
+            shown+=("the same model and labelled data without pre-training")
+        else
+            shown+=("without pre-training, trained on ${scorer_train_set} with ${scorer_train_config}")
+        fi
     fi
     for name in ${finetune_sets:-""}; do
         use_finetuning ${name}

@@ -308,9 +308,9 @@ def show(args: argparse.Namespace) -> None:
         return
     for model in args.show:
         print(
-            f"\n{model.run}, seed {model.seed}, against {args.baseline.run}, the same "
-            "model without pre-training: percentage points, and the 95 % interval of\n"
-            f"{DRAWS} paired draws of utterances (below 0: fewer errors)"
+            f"\n{model.run}, seed {model.seed}, against {args.baseline.run}, {args.which}:\n"
+            "percentage points (below 0: fewer errors), and the 95 % interval of "
+            f"{DRAWS} paired draws of utterances"
         )
         print("\n".join(differences(args, model, args.baseline)))
 
@@ -326,6 +326,7 @@ def main(cmd=None) -> None:
     what.add_argument("--put", **form, action="append", help="into the table")
     what.add_argument("--show", **form, action="append", help="this run's rows")
     parser.add_argument("--baseline", **form, help="to show the others against")
+    parser.add_argument("--which", default="the baseline", help="what that one is")
     parser.add_argument("test_sets", nargs="+")
     args = parser.parse_args(cmd)
     (put if args.put else show)(args)
