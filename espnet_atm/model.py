@@ -20,6 +20,7 @@ from espnet_atm.frames import (
     subsampling_layers,
 )
 from espnet_atm.masking import GuidedMasking
+from espnet_atm.preencoder import check_frame_rate
 from espnet_atm.speech import check_installed
 from espnet_atm.track import MAX_RATE_RATIO
 from espnet_atm.weighting import frame_weights
@@ -62,17 +63,13 @@ class ATMSSLModel(ESPnetSSLModel):
         before = model.frontend if model.preencoder is None else model.preencoder
         size = model.encoder.output_size()
         if before.output_size() != size:
+            none = "preencoder: linear and " if model.preencoder is None else ""
             raise UserError(
                 "the mask replaces what goes into the encoder: it has "
                 f"{before.output_size()} dimensions and encoder_conf.output_size is {size}; "
-                f"write preencoder_conf: output_size: {size}"
+                f"write {none}preencoder_conf: output_size: {size}"
             )
-        embed = getattr(model.encoder, "embed", None)
-        if embed is not None and subsampling_layers(embed):
-            raise UserError(
-                "encoder_conf.input_layer subsamples after the mask; write preencoder: "
-                "conv2d and input_layer: null"
-            )
+        check_frame_rate(model.frontend, model.encoder)
         if conf.loss_scale != "none":
             for loss in model.losses:
                 if not getattr(loss, "accepts_weight", False):

@@ -53,6 +53,14 @@ def test_a_file_that_is_not_there_is_named(ssl_command, corpus, tmp_path):
     assert "none.wav" in the_line(run([*TRAIN, *command]))
 
 
+def test_ssl_conf_of_another_task_is_told(tmp_path):
+    (tmp_path / "hubert.yaml").write_text("ssl_conf: {masker: atm}\n")
+    command = [*TRAIN[:-1], "espnet2.bin.hubert_train", "--config"]
+    done = run([*command, str(tmp_path / "hubert.yaml")])
+    said = the_line(done, "espnet_atm -m espnet2.bin.hubert_train: error: ")
+    assert "hubert.yaml: ssl_conf is for espnet2.bin.ssl_train" in said
+
+
 def test_a_config_that_is_no_yaml_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [\n")
     with pytest.raises(UserError, match=f"{tmp_path}/bad.yaml.*line 2"), in_words():

@@ -147,7 +147,7 @@ def test_stock_espnet_computes_the_same_by_frontend(pretrained, tmp_path, path):
 
 def yaml_of(text: str, first: str) -> dict:
     """The YAML in a text that begins with this line, to the next line that is less deep."""
-    block = re.search(rf"^( *){first}\n(?:\1 *\S.*\n)*", text, re.MULTILINE)[0]
+    block = re.search(rf"^( *){first}\n(?:\1 *[^\s`].*\n)*", text, re.MULTILINE)[0]
     return yaml.safe_load(textwrap.dedent(block))
 
 
