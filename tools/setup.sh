@@ -3,7 +3,7 @@
 #
 #   tools/setup.sh
 #
-# Makes a Python environment with ESPnet and setup.py's dependencies, fetches the recipe tree of the same ESPnet
+# Makes a Python environment with ESPnet, of one release, and setup.py's dependencies, fetches the recipe tree of the same ESPnet
 # release, and writes into this clone what recipes look for: egs2/TEMPLATE (a link), tools/activate_python.sh and
 # tools/extra_path.sh. Nothing is done twice: once set up, a further run only checks that.
 #
@@ -160,7 +160,7 @@ install_packages() {
     say "installing ESPnet ${ESPNET_VERSION} and setup.py's other dependencies; the first time that takes some minutes"
     # The package itself goes in editable. Which clone's espnet_atm is imported does not depend on it:
     # tools/activate_python.sh puts its own clone on PYTHONPATH, which goes before.
-    (cd -- "${root}" && TMPDIR=${venv}/tmp "${venv}/bin/python" -m pip install -e '.[test]') || status=$?
+    (cd -- "${root}" && TMPDIR=${venv}/tmp "${venv}/bin/python" -m pip install -e '.[test]' "espnet==${ESPNET_VERSION}") || status=$?
     rm -rf -- "${venv}/tmp"
     if [ "${status}" -ne 0 ]; then
         [ "$(stat -c %y -- "${site}")" != "${before}" ] || rm -f -- "${installing}"  # untouched, as good as before
@@ -225,8 +225,8 @@ get_sclite() {
 }
 
 install() {
-    grep -q "espnet==${ESPNET_VERSION}\"" "${root}/setup.py" \
-        || die "setup.py does not ask for espnet==${ESPNET_VERSION}, the release whose recipes are used here."
+    grep -q "^ESPNET = (\"${ESPNET_VERSION}\"" "${root}/espnet_atm/__init__.py" \
+        || die "espnet_atm/__init__.py does not name ${ESPNET_VERSION} first in ESPNET, the release that is installed here."
     command -v flock >/dev/null || die "flock not found (Debian's package util-linux)."
     mkdir -p -- "$(dirname -- "${venv}")" || die "choose a folder that is yours with ATM_VENV=/path/to/folder."
     # Next to the environment, which may be made anew. pip inherits the lock: should this script be killed
