@@ -53,6 +53,47 @@ tree_ready() {
 }
 
 
+# --- who may do what --------------------------------------------------------------------------------------------------
+
+user=$(id -un 2>/dev/null || id -u)
+
+# The innermost folder of the path "$1" that this user can see.
+innermost() {
+    local path=$1
+    while [ ! -e "${path}" ]; do
+        path=$(dirname -- "${path}")
+    done
+    printf '%s\n' "${path}"
+}
+
+owned_by() { stat -c 'it is of %U:%G, mode %a' -- "$1"; }
+
+# An environment of others may be read only; then it has to be complete.
+check_readable() {
+    local path
+    for path in "$(innermost "${venv}")" "${venv}/bin" "${venv}/lib" "${stamp}" "${tree}"; do
+        if { [ -d "${path}" ] && [ ! -x "${path}" ]; } || { [ -e "${venv}" ] && [ -e "${path}" ] && [ ! -r "${path}" ]; }; then
+            die "${path} may not be entered and read by the user ${user} ($(owned_by "${path}")).
+Have it opened to you (chmod -R a+rX ${path}), or choose another folder with ATM_VENV=/path/to/folder."
+        fi
+    done
+}
+
+check_writable() {
+    local path why="is not there"
+    [ ! -e "${venv}" ] || why="is not set up for this clone"
+    if [ -f "${stamp}" ] && [ ! -e "${installing}" ] && [ "$(<"${stamp}")" = "$(fingerprint)" ]; then
+        why="lacks the recipes of ESPnet ${ESPNET_VERSION}"
+        python_runs || why="has a Python that does not run here ($(readlink -m -- "${venv}/bin/python"))"
+    fi
+    for path in "$(innermost "${venv}")" "${venv}/bin" "${venv}/lib"; do
+        [ ! -e "${path}" ] || [ -w "${path}" ] \
+            || die "${venv} ${why}, and ${path} may not be written to by the user ${user} ($(owned_by "${path}")).
+Have it set up by who may, or choose another folder with ATM_VENV=/path/to/folder."
+    done
+}
+
+
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 # Prints why the Python "$1" cannot be used; nothing when it can. It has to be run to know: a pyenv shim named
@@ -228,11 +269,13 @@ install() {
     grep -q "^ESPNET = (\"${ESPNET_VERSION}\"" "${root}/espnet_atm/__init__.py" \
         || die "espnet_atm/__init__.py does not name ${ESPNET_VERSION} first in ESPNET, the release that is installed here."
     command -v flock >/dev/null || die "flock not found (Debian's package util-linux)."
+    check_writable
     mkdir -p -- "$(dirname -- "${venv}")" || die "choose a folder that is yours with ATM_VENV=/path/to/folder."
     # Next to the environment, which may be made anew. pip inherits the lock: should this script be killed
     # and pip live on, the next one waits for it.
     { exec 9>>"${venv}.lock"; } 2>/dev/null \
-        || die "cannot write ${venv}.lock: choose a folder that is yours with ATM_VENV=/path/to/folder."
+        || die "the user ${user} cannot write ${venv}.lock, beside the environment, and it is to be set up.
+Have it set up by who may, or choose another folder with ATM_VENV=/path/to/folder."
     if ! flock -n 9; then
         say "waiting for another set-up of ${venv}"
         flock 9
@@ -293,5 +336,6 @@ if [ -n "${ESPNET_ROOT:-}" ]; then
         || die "ESPNET_ROOT=${ESPNET_ROOT} is not an ESPnet checkout: it has no egs2/TEMPLATE/asr1/asr.sh."
     tree=$(realpath -- "${ESPNET_ROOT}")
 fi
+check_readable
 { packages_ready && tree_ready; } || install
 link_clone "${tree}"
