@@ -2,7 +2,8 @@
 # Run the recipe, setting everything up on first use:   ./run.sh --corpus mini
 # Options are those of egs2/atm_librilight/ssl1/run.sh; tools/setup.sh says which environment variables it heeds.
 # Relative paths are from the folder that this is called in: --expdir and --dumpdir always, configs and models when
-# they are there; otherwise (conf/tuning/x.yaml) from the recipe's folder. Called in this folder, the recipe's come first.
+# they are there; otherwise (conf/tuning/x.yaml) from the recipe's folder. Called in this folder, outputs are in the
+# recipe's folder, and of two files of one name the recipe's is taken.
 set -euo pipefail
 
 root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")

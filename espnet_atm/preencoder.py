@@ -1,10 +1,8 @@
 """The paper's feature encoder as an ESPnet preencoder."""
 
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Mapping, Tuple
 
 import torch
-from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
-from espnet2.asr.frontend.cnn import CNNFrontend
 from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
@@ -35,31 +33,6 @@ def check_encoder(encoder: str, encoder_conf: Mapping[str, Any]) -> None:
             f"encoder_conf.input_layer: {layer} leaves no room for preencoder: conv2d; "
             "write input_layer: null, or preencoder: linear"
         )
-
-
-def check_frame_rate(
-    frontend: Optional[torch.nn.Module], encoder: torch.nn.Module
-) -> None:
-    """Refuse encoders that have fewer frames than were masked.
-
-    Raises:
-        UserError: saying what to write behind this front end.
-    """
-    embed = getattr(encoder, "embed", None)
-    layers = () if embed is None else embed.modules()
-    if not any("Subsampling" in type(layer).__name__ for layer in layers):
-        return
-    is_transformer = isinstance(encoder, TransformerEncoder)
-    if isinstance(frontend, CNNFrontend):  # it has subsampled enough
-        keeping = "wav2vec" if is_transformer else "null"
-        advice = f"preencoder: linear and input_layer: {keeping} or linear"
-    else:
-        advice = "preencoder: conv2d and input_layer: null"
-        if is_transformer:
-            advice += f", with encoder: {' or '.join(ENCODERS)}"
-    raise UserError(
-        f"encoder_conf.input_layer subsamples after the mask; write {advice}"
-    )
 
 
 class Conv2dPreEncoder(AbsPreEncoder):

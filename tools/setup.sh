@@ -3,8 +3,8 @@
 #
 #   tools/setup.sh
 #
-# Makes a Python environment with ESPnet, of one release, and setup.py's dependencies, fetches the recipe tree of the same ESPnet
-# release, and writes into this clone what recipes look for: egs2/TEMPLATE (a link), tools/activate_python.sh and
+# Makes a Python environment with one release of ESPnet and setup.py's dependencies, fetches the recipe tree of the
+# same release, and writes into this clone what recipes look for: egs2/TEMPLATE (a link), tools/activate_python.sh and
 # tools/extra_path.sh. Nothing is done twice: once set up, a further run only checks that.
 #
 # Environment variables
@@ -72,7 +72,9 @@ owned_by() { stat -c 'it is of %U:%G, mode %a' -- "$1"; }
 check_readable() {
     local path
     for path in "$(innermost "${venv}")" "${venv}/bin" "${venv}/lib" "${stamp}" "${tree}"; do
-        if { [ -d "${path}" ] && [ ! -x "${path}" ]; } || { [ -e "${venv}" ] && [ -e "${path}" ] && [ ! -r "${path}" ]; }; then
+        # Above the environment, it is enough to be let through.
+        if { [ -d "${path}" ] && [ ! -x "${path}" ]; } \
+            || { [ -e "${venv}" ] && [ -e "${path}" ] && [ ! -r "${path}" ]; }; then
             die "${path} may not be entered and read by the user ${user} ($(owned_by "${path}")).
 Have it opened to you (chmod -R a+rX ${path}), or choose another folder with ATM_VENV=/path/to/folder."
         fi
@@ -201,7 +203,10 @@ install_packages() {
     say "installing ESPnet ${ESPNET_VERSION} and setup.py's other dependencies; the first time that takes some minutes"
     # The package itself goes in editable. Which clone's espnet_atm is imported does not depend on it:
     # tools/activate_python.sh puts its own clone on PYTHONPATH, which goes before.
-    (cd -- "${root}" && TMPDIR=${venv}/tmp "${venv}/bin/python" -m pip install -e '.[test]' "espnet==${ESPNET_VERSION}") || status=$?
+    (
+        cd -- "${root}" \
+            && TMPDIR=${venv}/tmp "${venv}/bin/python" -m pip install -e '.[test]' "espnet==${ESPNET_VERSION}"
+    ) || status=$?
     rm -rf -- "${venv}/tmp"
     if [ "${status}" -ne 0 ]; then
         [ "$(stat -c %y -- "${site}")" != "${before}" ] || rm -f -- "${installing}"  # untouched, as good as before
@@ -267,7 +272,7 @@ get_sclite() {
 
 install() {
     grep -q "^ESPNET = (\"${ESPNET_VERSION}\"" "${root}/espnet_atm/__init__.py" \
-        || die "espnet_atm/__init__.py does not name ${ESPNET_VERSION} first in ESPNET, the release that is installed here."
+        || die "espnet_atm/__init__.py does not name ${ESPNET_VERSION}, which is installed here, first in ESPNET."
     command -v flock >/dev/null || die "flock not found (Debian's package util-linux)."
     check_writable
     mkdir -p -- "$(dirname -- "${venv}")" || die "choose a folder that is yours with ATM_VENV=/path/to/folder."
