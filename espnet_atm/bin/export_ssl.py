@@ -148,9 +148,10 @@ def asr_lines(exported: Dict[str, Any], model_file: str) -> str:
     """How an ASR model starts from the export, in YAML with comments."""
     words = " ".join(init_params(exported, model_file))
     parts = yaml.safe_dump(asr_parts(exported), sort_keys=False)
+    # asr.sh would put its own normalization in place of the config's.
     return (
         f"# The ASR config needs these parts:\n{parts}"
-        f'# and asr.sh: --pretrained_model "{words}"\n'
+        f'# and asr.sh: --feats_normalize none --pretrained_model "{words}"\n'
         f"# or asr_train: --init_param {words}"
     )
 
