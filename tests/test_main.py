@@ -56,6 +56,15 @@ def test_a_file_that_is_not_there_is_named(ssl_command, corpus, tmp_path):
     assert "none.wav" in the_line(run([*TRAIN, *command]))
 
 
+def test_a_warning_before_training_does_not_silence_its_log(ssl_command):
+    """ESPnet sets up its log after our checks have warned."""
+    loss = [{"name": "hubert", "conf": {"num_classes": 9, "final_dim": 8}}]
+    done = run([*TRAIN, *ssl_command(ssl_conf={"masker": "atm"}, loss=loss)])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("labels end at number 3") == 1
+    assert "INFO: 1/1epoch started" in done.stderr
+
+
 def test_ssl_conf_of_another_task_is_told(tmp_path):
     (tmp_path / "hubert.yaml").write_text("ssl_conf: {masker: atm}\n")
     command = [*TRAIN[:-1], "espnet2.bin.hubert_train", "--config"]
