@@ -177,7 +177,7 @@ def test_a_stock_recipe_gets_two_lines(stock_recipe):
     assert "iter: unbound variable" in said
     bash(f"{here} --stage 6")
     log = (stock_recipe / "exp/ssl_train_ssl_raw/train.log").read_text()
-    assert "Ask2Mask: masker=atm" in log and "confidence_masked=" in log
+    assert "Ask2Mask: masker=atm" in log and "confidence_utterance=" in log
 
     printed = bash(export)
     words = re.search("# and asr.sh: (.*)", printed)[1]
