@@ -10,7 +10,9 @@ setup(
     python_requires=">=3.12,<3.14",
     packages=find_packages(include=["espnet_atm", "espnet_atm.*"]),
     install_requires=[
-        "espnet==202611",  # tools/setup.sh fetches the recipes of the same release; it brings torch, numpy, omniio, ...
+        # Whichever is there, which must not be replaced: espnet_atm says at import which were tested, and
+        # tools/setup.sh installs the one whose recipes it fetches. It brings torch, numpy, omniio, ...
+        "espnet",
         # what ESPnet's training and recipe scripts import and do not ask for
         "tensorboard",
         "matplotlib",

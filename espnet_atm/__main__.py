@@ -81,6 +81,22 @@ def uses_a_task(module: str) -> bool:
     )
 
 
+def check_config(module: str, file: str) -> None:
+    """Refuse what is no YAML, which ESPnet would not name, and another task's ssl_conf.
+
+    Raises:
+        UserError: naming the file.
+    """
+    config = read_yaml(file)
+    ours = module.endswith("ssl_train") or not module.endswith("_train")
+    if isinstance(config, dict) and "ssl_conf" in config and not ours:
+        raise UserError(
+            f"{file}: ssl_conf is for espnet2.bin.ssl_train, the task of recipes like "
+            f"egs2/TEMPLATE/ssl1, and {module} has no such option: train by ssl.sh, with "
+            "a config like egs2/librispeech/ssl1/conf/tuning/train_hubert.yaml"
+        )
+
+
 def cause(error: BaseException) -> Optional[str]:
     """What a user can mend, of an error that is not :class:`UserError`; else None."""
     if isinstance(error, MemoryError):
@@ -148,7 +164,7 @@ def main() -> None:
     with one_line_errors(f"espnet_atm -m {module}"), in_words():
         for option, value in zip(sys.argv[1:], sys.argv[2:]):
             if option == "--config" and Path(value).is_file():
-                read_yaml(value)  # ESPnet would not name it
+                check_config(module, value)
         if uses_a_task(module):
             from espnet_atm import task, transducer
 

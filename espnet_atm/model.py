@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
 import torch
+from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from espnet2.asr.frontend.cnn import CNNFrontend
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.ssl.espnet_model import ESPnetSSLModel
@@ -20,6 +22,7 @@ from espnet_atm.frames import (
     subsampling_layers,
 )
 from espnet_atm.masking import GuidedMasking
+from espnet_atm.preencoder import ENCODERS
 from espnet_atm.speech import check_installed
 from espnet_atm.track import MAX_RATE_RATIO
 from espnet_atm.weighting import frame_weights
@@ -30,6 +33,31 @@ if TYPE_CHECKING:
 # Validation draws the same noise for each batch, so that its losses compare, as long as
 # batches are made alike: a row's masks are drawn together with its batch mates'.
 VALIDATION_SEED = 0
+
+
+def check_frame_rate(
+    frontend: Optional[torch.nn.Module], encoder: torch.nn.Module
+) -> None:
+    """Refuse encoders that have fewer frames than were masked.
+
+    Raises:
+        UserError: saying what to write behind this front end.
+    """
+    embed = getattr(encoder, "embed", None)
+    layers = () if embed is None else embed.modules()
+    if not any("Subsampling" in type(layer).__name__ for layer in layers):
+        return
+    is_transformer = isinstance(encoder, TransformerEncoder)
+    if isinstance(frontend, CNNFrontend):  # it has subsampled enough
+        keeping = "wav2vec" if is_transformer else "null"
+        advice = f"preencoder: linear and input_layer: {keeping} or linear"
+    else:
+        advice = "preencoder: conv2d and input_layer: null"
+        if is_transformer:
+            advice += f", with encoder: {' or '.join(ENCODERS)}"
+    raise UserError(
+        f"encoder_conf.input_layer subsamples after the mask; write {advice}"
+    )
 
 
 class ATMSSLModel(ESPnetSSLModel):
@@ -62,17 +90,13 @@ class ATMSSLModel(ESPnetSSLModel):
         before = model.frontend if model.preencoder is None else model.preencoder
         size = model.encoder.output_size()
         if before.output_size() != size:
+            none = "preencoder: linear and " if model.preencoder is None else ""
             raise UserError(
                 "the mask replaces what goes into the encoder: it has "
                 f"{before.output_size()} dimensions and encoder_conf.output_size is {size}; "
-                f"write preencoder_conf: output_size: {size}"
+                f"write {none}preencoder_conf: output_size: {size}"
             )
-        embed = getattr(model.encoder, "embed", None)
-        if embed is not None and subsampling_layers(embed):
-            raise UserError(
-                "encoder_conf.input_layer subsamples after the mask; write preencoder: "
-                "conv2d and input_layer: null"
-            )
+        check_frame_rate(model.frontend, model.encoder)
         if conf.loss_scale != "none":
             for loss in model.losses:
                 if not getattr(loss, "accepts_weight", False):

@@ -24,14 +24,14 @@ def check_encoder(encoder: str, encoder_conf: Mapping[str, Any]) -> None:
     """
     if encoder not in ENCODERS:
         raise UserError(
-            f"encoder: {encoder} adds no positions after preencoder: conv2d; write one "
-            f"of {ENCODERS}, or another preencoder"
+            f"encoder: {encoder} adds no positions after preencoder: conv2d; write "
+            f"preencoder: linear, or encoder: {' or '.join(ENCODERS)}"
         )
     layer = mapping("encoder_conf", encoder_conf).get("input_layer", "conv2d")
     if layer is not None:
         raise UserError(
             f"encoder_conf.input_layer: {layer} leaves no room for preencoder: conv2d; "
-            "write input_layer: null"
+            "write input_layer: null, or preencoder: linear"
         )
 
 

@@ -15,6 +15,7 @@ import espnet2.tasks.ssl
 import humanfriendly
 import numpy as np
 import torch
+from espnet2.asr.frontend.cnn import CNNFrontend
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.tasks.ssl import (
     SSLTask,
@@ -92,6 +93,30 @@ def config_errors(where: str) -> Iterator[None]:
         raise UserError(f"{part}: {type(e).__name__}: {e}") from e
 
 
+def check_choices(args: argparse.Namespace) -> None:
+    """Refuse parts that the SSL task does not have: another task's, most often.
+
+    Raises:
+        UserError: naming the part, and the parts that there are.
+    """
+    for choice in SSLTask.class_choices_list:
+        given = getattr(args, choice.name)
+        if given in choice.choices() or (given is None and choice is frontend_choices):
+            continue  # with input_size, no front end is wanted
+        there = ", ".join(str(x or "null") for x in choice.choices())
+        words = f"{choice.name}: {given!r} is not known to the SSL task; write one of: {there}"
+        if re.search("hubert|beats", str(given)):
+            words = (
+                f"{choice.name}: {given!r} is of another of ESPnet's tasks "
+                f"(hubert1, beats), which cannot be guided: its encoder masks by itself; "
+                "write the model as in egs2/librispeech/ssl1/conf/tuning/train_hubert.yaml, "
+                "which is HuBERT in the SSL task: frontend: wav2vec_cnn, preencoder: "
+                "linear, encoder: transformer, model: espnet, and loss: [{name: hubert, "
+                "conf: {num_classes: N}}]"
+            )
+        raise UserError(words)
+
+
 def check_losses(losses: Any) -> None:
     """Refuse a ``loss`` that is not a list of known losses with known options.
 
@@ -149,10 +174,14 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
     Raises:
         UserError: when their frame times are not known.
     """
-    if args.input_size is not None:
+    if args.input_size is not None or args.frontend is None:
+        given = f"input_size: {args.input_size} reads features"
+        if args.input_size is None:
+            given = "frontend: null makes none"
         raise UserError(
-            f"ssl_conf needs audio, to know when a frame happens: input_size: "
-            f"{args.input_size} reads features; write input_size: null and a frontend"
+            f"ssl_conf needs features that are made of audio, to know when a frame "
+            f"happens, and {given}; write input_size: null, and frontend: wav2vec_cnn "
+            "with preencoder: linear, or frontend: default with preencoder: conv2d"
         )
     with torch.device("meta"), config_errors("frontend_conf"):  # shapes only
         frontend = frontend_choices.get_class(args.frontend)(**args.frontend_conf)
@@ -163,9 +192,12 @@ def encoder_grid(args: argparse.Namespace) -> FrameGrid:
             with config_errors("preencoder_conf"):
                 layers += subsampling_layers(Conv2dPreEncoder(**conf))
         elif args.preencoder not in (None, "linear"):
+            known_ones = "linear or null"
+            if not isinstance(frontend, CNNFrontend):  # which has subsampled enough
+                known_ones = f"conv2d, {known_ones}"
             raise UserError(
                 f"preencoder: {args.preencoder} has frame times that are not known; "
-                "write conv2d, linear or null"
+                f"write {known_ones}"
             )
     return FrameGrid.from_layers(layers)
 
@@ -214,6 +246,7 @@ class ATMSSLTask(WholeFiles, SSLTask):
     @classmethod
     def check_args(cls, args: argparse.Namespace) -> None:
         """Refuse what cannot train, before anything is built or written."""
+        check_choices(args)
         check_losses(args.loss)
         if not args.loss:
             raise UserError("loss: names none: there is nothing to train")

@@ -504,7 +504,10 @@ class WholeFiles:
                 # ESPnet has started it, and would print its traceback.
                 stack.enter_context(one_line_errors(f"{cls.__name__}"))
             stack.enter_context(naming_full_disk(args.output_dir))
+            handlers = list(logging.root.handlers)
             cls.check_args(args)
+            # A warning has set up the log, where ESPnet's own set-up would do nothing.
+            logging.root.handlers[:] = handlers
             super().main_worker(args)
         # ESPnet leaves it open, and one in ten runs on CPUs then aborts at its exit.
         if torch.distributed.is_initialized():

@@ -1,5 +1,7 @@
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from espnet2.utils.config_argparse import ArgumentParser
+from packaging.requirements import Requirement
 
 import espnet_atm
 from espnet_atm.__main__ import cause, in_words, uses_a_task
@@ -51,6 +54,23 @@ def test_a_file_that_is_not_there_is_named(ssl_command, corpus, tmp_path):
         for x in ssl_command(ssl_conf={"masker": "atm"}, num_workers=1)
     ]
     assert "none.wav" in the_line(run([*TRAIN, *command]))
+
+
+def test_a_warning_before_training_does_not_silence_its_log(ssl_command):
+    """ESPnet sets up its log after our checks have warned."""
+    loss = [{"name": "hubert", "conf": {"num_classes": 9, "final_dim": 8}}]
+    done = run([*TRAIN, *ssl_command(ssl_conf={"masker": "atm"}, loss=loss)])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("labels end at number 3") == 1
+    assert "INFO: 1/1epoch started" in done.stderr
+
+
+def test_ssl_conf_of_another_task_is_told(tmp_path):
+    (tmp_path / "hubert.yaml").write_text("ssl_conf: {masker: atm}\n")
+    command = [*TRAIN[:-1], "espnet2.bin.hubert_train", "--config"]
+    done = run([*command, str(tmp_path / "hubert.yaml")])
+    said = the_line(done, "espnet_atm -m espnet2.bin.hubert_train: error: ")
+    assert "hubert.yaml: ssl_conf is for espnet2.bin.ssl_train" in said
 
 
 def test_a_config_that_is_no_yaml_is_named(tmp_path):
@@ -183,6 +203,7 @@ COMMANDS = ["espnet_atm.bin.score", "espnet_atm.bin.export_ssl", "espnet_atm"]
     "version, file",
     [
         ("202503", "version.txt"),
+        ("202609.post2", "version.txt"),
         ("0.10.6", "espnet/version.txt"),
         ("202612", "version.txt"),
     ],
@@ -190,7 +211,10 @@ COMMANDS = ["espnet_atm.bin.score", "espnet_atm.bin.export_ssl", "espnet_atm"]
 def test_another_espnet_is_named(another, tmp_path, module, version, file):
     done = run([sys.executable, "-m", module, "--help"], env=another(version, file))
     line = the_line(done, "espnet_atm: error: ")
-    assert f"ESPnet {version} in {tmp_path} is not" in line and "PYTHONPATH" in line
+    tested = " and ".join(espnet_atm.ESPNET)
+    assert f"tested with ESPnet {tested}, and Python finds {version} in {tmp_path}" in line
+    assert f"pip install espnet=={espnet_atm.ESPNET[0]}, take the other off PYTHON" in line
+    assert line.endswith(f"ATM_ESPNET={version}")
 
 
 def test_an_espnet_too_old_to_be_imported_is_named(another, tmp_path):
@@ -199,17 +223,19 @@ def test_an_espnet_too_old_to_be_imported_is_named(another, tmp_path):
     (tmp_path / "espnet2").mkdir()
     (tmp_path / "espnet2" / "__init__.py").write_text("raise ImportError('old')\n")
     done = run([*TRAIN, "--help"], env=environ)
-    assert "ESPnet 202301" in the_line(done, "espnet_atm: error: ")
+    assert "Python finds 202301" in the_line(done, "espnet_atm: error: ")
 
 
-def test_the_same_release_elsewhere_is_let_be(another):
+@pytest.mark.parametrize("version", ["202611", "202610", "202610.post2"])
+def test_a_tested_release_elsewhere_is_let_be(another, version):
     command = [sys.executable, "-m", "espnet_atm.bin.summary", "--help"]
-    done = run(command, env=another("202611"))
+    done = run(command, env=another(version))
     assert done.returncode == 0, done.stderr
 
 
-def test_another_espnet_can_be_tried(another):
-    environ = {**another("202612"), "ATM_ESPNET": "202612"}
+@pytest.mark.parametrize("version", ["202612", "202609.post2"])
+def test_another_espnet_can_be_tried(another, version):
+    environ = {**another(version), "ATM_ESPNET": version}
     done = run([sys.executable, "-m", "espnet_atm.bin.summary", "--help"], env=environ)
     assert done.returncode == 0, done.stderr
 
@@ -222,6 +248,29 @@ def test_no_espnet_is_told():
 
 def test_the_installed_espnet_is_the_tested_one():
     assert espnet_atm.wrong_espnet() is None
+
+
+def test_pip_lets_the_installed_espnet_be(tmp_path):
+    """Whatever its release: what pip reads of this package names none."""
+    code = "import os, sys, setuptools.build_meta as b; print(b.prepare_metadata_for_build_wheel(sys.argv[1]))"
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "espnet_atm", source / "espnet_atm")
+    shutil.copy(ROOT / "setup.py", source)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    lines = [x for x in metadata.read_text().splitlines() if x.startswith("Requires-Dist")]
+    wanted = [Requirement(x.partition(":")[2].strip()) for x in lines]
+    (espnet,) = (x for x in wanted if x.name == "espnet")
+    assert all(x in espnet.specifier for x in ("202301", "202610.post2", "209912"))
+    # Nothing else either that ESPnet's own packages depend on is held to one release.
+    assert all("==" not in str(x.specifier) for x in wanted)
+
+
+def test_the_release_that_is_set_up_is_the_first_tested():
+    script = (ROOT / "tools" / "setup.sh").read_text()
+    (version,) = re.findall(r"^ESPNET_VERSION=(\S+)$", script, re.MULTILINE)
+    assert version == espnet_atm.ESPNET[0]
 
 
 # ---------------------------------------------------------------- what is imported

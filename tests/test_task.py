@@ -33,6 +33,9 @@ WAV2VEC = dict(
 )
 
 
+LINEAR = dict(preencoder="linear", preencoder_conf={"output_size": 16})
+
+
 def arguments(command) -> argparse.Namespace:
     return ATMSSLTask.get_parser().parse_args(command)
 
@@ -346,7 +349,35 @@ def test_without_ssl_conf_it_is_espnet_to_the_bit(ssl_command):
         (
             dict(ssl_conf=ATM, input_size=80),
             ("speech", "text", "confidence"),
-            "input_size: 80 reads features",
+            "input_size: 80 reads features; write .* frontend: wav2vec_cnn with",
+        ),
+        (
+            dict(ssl_conf=ATM, frontend=None),
+            ("speech", "text", "confidence"),
+            "frontend: null makes none; write .* frontend: wav2vec_cnn with preencoder",
+        ),
+        (
+            dict(ssl_conf=ATM, encoder="rnn"),
+            ("speech", "text", "confidence"),
+            "encoder: 'rnn' is not known to the SSL task; write one of: transformer, ",
+        ),
+        (
+            dict(ssl_conf=ATM, **{**WAV2VEC, "preencoder": "sinc"}),
+            ("speech", "text", "confidence"),
+            "preencoder: sinc has frame times that are not known; write linear or null",
+        ),
+        (
+            dict(ssl_conf=ATM, **{**WAV2VEC, "preencoder": None}),
+            ("speech", "text", "confidence"),
+            "write preencoder: linear and preencoder_conf: output_size: 16",
+        ),
+        (
+            dict(
+                ssl_conf=ATM, **{**WAV2VEC, "preencoder": "conv2d"}, encoder="transformer",
+                encoder_conf={"input_layer": "wav2vec"},
+            ),
+            ("speech", "text", "confidence"),
+            "encoder: transformer adds no .* write preencoder: linear, or encoder: conf",
         ),
     ],
 )
@@ -359,6 +390,57 @@ def test_impossible_configs_are_refused_at_the_start(
     assert not (
         Path(command[command.index("--output_dir") + 1]) / "config.yaml"
     ).exists()
+
+
+@pytest.mark.parametrize(
+    "config, encoder, layer, advice",
+    [
+        (WAV2VEC, "conformer", "conv2d", "write preencoder: linear and input_layer: null"),
+        (WAV2VEC, "transformer", "conv1d2", "input_layer: wav2vec or linear"),
+        (WAV2VEC, "e_branchformer", "conv1d2", "input_layer: null or linear"),
+        (LINEAR, "conformer", "conv2d2", "write preencoder: conv2d and input_layer: null"),
+        (LINEAR, "transformer", "conv2d", "with encoder: conformer or e_branchformer"),
+    ],
+)
+def test_advice_on_subsampling_fits_the_front_end(
+    ssl_command, config, encoder, layer, advice
+):
+    conf = {x: CONFORMER[x] for x in ("output_size", "attention_heads", "num_blocks")}
+    conf["input_layer"] = layer
+    command = ssl_command(
+        ssl_conf=ATM, **{"collate_fn_conf": {}, **config}, encoder=encoder, encoder_conf=conf
+    )
+    with pytest.raises(UserError, match=f"subsamples after the mask; .*{advice}"):
+        ATMSSLTask.build_model(arguments(command))
+
+
+ESPNET_CONFIGS = [
+    x
+    for name in ("ssl1", "hubert1")
+    for x in sorted((ROOT / "egs2/TEMPLATE/..").glob(f"*/{name}/conf/**/*.yaml"))
+    if "\nencoder:" in x.read_text()
+]
+
+
+@pytest.mark.parametrize("file", ESPNET_CONFIGS, ids=lambda x: x.stem)
+def test_espnets_own_configs_are_built_or_told_what_to_write(
+    ssl_command, corpus, tmp_path, file
+):
+    """With the two lines added."""
+    config = yaml.safe_load(file.read_text())
+    command = ssl_command()
+    own = Path(command[command.index("--config") + 1])
+    own.write_text(yaml.safe_dump({**config, "ssl_conf": ATM}))
+    args = arguments(command + ["--collate_fn_conf", "label_downsampling=2"])
+    try:
+        ATMSSLTask.check_args(args)
+    except UserError as e:
+        assert "train_hubert.yaml, which is HuBERT in the SSL task" in str(e)
+        assert config["encoder"] in str(e) and "\n" not in str(e)
+    else:
+        assert config["encoder"] == "transformer" and config["frontend"] == "wav2vec_cnn"
+        with torch.device("meta"):
+            ATMSSLTask.build_model(args)
 
 
 def test_a_missing_token_list_is_refused_where_labels_are_read(ssl_command):

@@ -3,8 +3,8 @@
 #
 #   tools/setup.sh
 #
-# Makes a Python environment with ESPnet and setup.py's dependencies, fetches the recipe tree of the same ESPnet
-# release, and writes into this clone what recipes look for: egs2/TEMPLATE (a link), tools/activate_python.sh and
+# Makes a Python environment with one release of ESPnet and setup.py's dependencies, fetches the recipe tree of the
+# same release, and writes into this clone what recipes look for: egs2/TEMPLATE (a link), tools/activate_python.sh and
 # tools/extra_path.sh. Nothing is done twice: once set up, a further run only checks that.
 #
 # Environment variables
@@ -50,6 +50,49 @@ packages_ready() {
 
 tree_ready() {
     [ -n "${ESPNET_ROOT:-}" ] || [ -d "${tree}" ]  # the tree appears whole or not at all
+}
+
+
+# --- who may do what --------------------------------------------------------------------------------------------------
+
+user=$(id -un 2>/dev/null || id -u)
+
+# The innermost folder of the path "$1" that this user can see.
+innermost() {
+    local path=$1
+    while [ ! -e "${path}" ]; do
+        path=$(dirname -- "${path}")
+    done
+    printf '%s\n' "${path}"
+}
+
+owned_by() { stat -c 'it is of %U:%G, mode %a' -- "$1"; }
+
+# An environment of others may be read only; then it has to be complete.
+check_readable() {
+    local path
+    for path in "$(innermost "${venv}")" "${venv}/bin" "${venv}/lib" "${stamp}" "${tree}"; do
+        # Above the environment, it is enough to be let through.
+        if { [ -d "${path}" ] && [ ! -x "${path}" ]; } \
+            || { [ -e "${venv}" ] && [ -e "${path}" ] && [ ! -r "${path}" ]; }; then
+            die "${path} may not be entered and read by the user ${user} ($(owned_by "${path}")).
+Have it opened to you (chmod -R a+rX ${path}), or choose another folder with ATM_VENV=/path/to/folder."
+        fi
+    done
+}
+
+check_writable() {
+    local path why="is not there"
+    [ ! -e "${venv}" ] || why="is not set up for this clone"
+    if [ -f "${stamp}" ] && [ ! -e "${installing}" ] && [ "$(<"${stamp}")" = "$(fingerprint)" ]; then
+        why="lacks the recipes of ESPnet ${ESPNET_VERSION}"
+        python_runs || why="has a Python that does not run here ($(readlink -m -- "${venv}/bin/python"))"
+    fi
+    for path in "$(innermost "${venv}")" "${venv}/bin" "${venv}/lib"; do
+        [ ! -e "${path}" ] || [ -w "${path}" ] \
+            || die "${venv} ${why}, and ${path} may not be written to by the user ${user} ($(owned_by "${path}")).
+Have it set up by who may, or choose another folder with ATM_VENV=/path/to/folder."
+    done
 }
 
 
@@ -160,7 +203,10 @@ install_packages() {
     say "installing ESPnet ${ESPNET_VERSION} and setup.py's other dependencies; the first time that takes some minutes"
     # The package itself goes in editable. Which clone's espnet_atm is imported does not depend on it:
     # tools/activate_python.sh puts its own clone on PYTHONPATH, which goes before.
-    (cd -- "${root}" && TMPDIR=${venv}/tmp "${venv}/bin/python" -m pip install -e '.[test]') || status=$?
+    (
+        cd -- "${root}" \
+            && TMPDIR=${venv}/tmp "${venv}/bin/python" -m pip install -e '.[test]' "espnet==${ESPNET_VERSION}"
+    ) || status=$?
     rm -rf -- "${venv}/tmp"
     if [ "${status}" -ne 0 ]; then
         [ "$(stat -c %y -- "${site}")" != "${before}" ] || rm -f -- "${installing}"  # untouched, as good as before
@@ -225,14 +271,16 @@ get_sclite() {
 }
 
 install() {
-    grep -q "espnet==${ESPNET_VERSION}\"" "${root}/setup.py" \
-        || die "setup.py does not ask for espnet==${ESPNET_VERSION}, the release whose recipes are used here."
+    grep -q "^ESPNET = (\"${ESPNET_VERSION}\"" "${root}/espnet_atm/__init__.py" \
+        || die "espnet_atm/__init__.py does not name ${ESPNET_VERSION}, which is installed here, first in ESPNET."
     command -v flock >/dev/null || die "flock not found (Debian's package util-linux)."
+    check_writable
     mkdir -p -- "$(dirname -- "${venv}")" || die "choose a folder that is yours with ATM_VENV=/path/to/folder."
     # Next to the environment, which may be made anew. pip inherits the lock: should this script be killed
     # and pip live on, the next one waits for it.
     { exec 9>>"${venv}.lock"; } 2>/dev/null \
-        || die "cannot write ${venv}.lock: choose a folder that is yours with ATM_VENV=/path/to/folder."
+        || die "the user ${user} cannot write ${venv}.lock, beside the environment, and it is to be set up.
+Have it set up by who may, or choose another folder with ATM_VENV=/path/to/folder."
     if ! flock -n 9; then
         say "waiting for another set-up of ${venv}"
         flock 9
@@ -293,5 +341,6 @@ if [ -n "${ESPNET_ROOT:-}" ]; then
         || die "ESPNET_ROOT=${ESPNET_ROOT} is not an ESPnet checkout: it has no egs2/TEMPLATE/asr1/asr.sh."
     tree=$(realpath -- "${ESPNET_ROOT}")
 fi
+check_readable
 { packages_ready && tree_ready; } || install
 link_clone "${tree}"

@@ -1,8 +1,13 @@
 """Turn a pre-trained checkpoint into one that stock ESPnet loads.
 
-Writes ``config.yaml`` and a ``.pth`` that need nothing of this package: use them with
-``--init_param DIR/NAME.pth:encoder:encoder`` (or ``asr.sh --pretrained_model``), or with
-``frontend: espnet_ssl`` and ``frontend_conf: {path_or_url: DIR/NAME.pth}``.
+Writes ``config.yaml`` and a ``.pth`` that need nothing of this package, and prints how an
+ASR model starts from them: the parts of its config, and what ``asr.sh`` or ``asr_train``
+is to be given. Or an ASR config takes the whole model as its front end:
+
+    frontend: espnet_ssl
+    frontend_conf: {frontend_conf: {path_or_url: DIR/NAME.pth}}
+    normalize: null
+    encoder: null
 
 What only pre-training needs, losses and masks, is left out. The ``conv2d`` preencoder
 becomes the encoder's own ``input_layer: conv2d``, which has the same weights.
@@ -51,6 +56,10 @@ MODEL_KEYS = (
 MANIFEST = "exported.json"
 # Parameters of pre-training only.
 DROPPED = ("losses.", "util_modules.")
+# What the pre-trained weights are made for.
+PARTS = ("frontend", "normalize", "preencoder", "encoder")
+# Parts that have nothing to learn.
+UNLEARNED = (None, "default", "utterance_mvn", "global_mvn")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -97,7 +106,54 @@ def export(
             ): v
             for k, v in state.items()
         }
+    elif config.get("preencoder") is not None:
+        # The SSL task finds it out; the ASR task wants to be told.
+        conf = config.get("preencoder_conf") or {}
+        new.update(preencoder_conf={"input_size": _feature_size(config), **conf})
     return new, state
+
+
+def _feature_size(config: Dict[str, Any]) -> int:
+    """Of the features that the preencoder takes."""
+    if config.get("input_size") is not None:
+        return config["input_size"]
+    from espnet2.tasks.ssl import frontend_choices  # slow, and seldom needed
+
+    frontend = frontend_choices.get_class(config["frontend"])
+    with torch.device("meta"):
+        return frontend(**config["frontend_conf"]).output_size()
+
+
+def asr_parts(exported: Dict[str, Any]) -> Dict[str, Any]:
+    """What an ASR config must have as the exported config has it."""
+    parts = {}
+    for part in PARTS:
+        parts[part] = exported.get(part)
+        parts[f"{part}_conf"] = exported.get(f"{part}_conf") or {}
+    return parts
+
+
+def init_params(exported: Dict[str, Any], model_file: str) -> List[str]:
+    """The words of ``--init_param`` that load all that was learned.
+
+    Args:
+        exported: the exported config.
+        model_file: the exported ``.pth``.
+    """
+    learned = [part for part in PARTS if exported.get(part) not in UNLEARNED]
+    return [f"{model_file}:{part}:{part}" for part in learned]
+
+
+def asr_lines(exported: Dict[str, Any], model_file: str) -> str:
+    """How an ASR model starts from the export, in YAML with comments."""
+    words = " ".join(init_params(exported, model_file))
+    parts = yaml.safe_dump(asr_parts(exported), sort_keys=False)
+    # asr.sh would put its own normalization in place of the config's.
+    return (
+        f"# The ASR config needs these parts:\n{parts}"
+        f'# and asr.sh: --feats_normalize none --pretrained_model "{words}"\n'
+        f"# or asr_train: --init_param {words}"
+    )
 
 
 def read_run(
@@ -232,6 +288,7 @@ def main(cmd=None) -> None:
         f"{folder / name}: {len(exported)} tensors, "
         f"{len(state) - len(exported)} of pre-training left out"
     )
+    print(asr_lines(new, str(folder / name)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import re
 import resource
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import yaml
 from conftest import CONFORMER, LOSSES, ROOT
 
-from espnet_atm.bin.export_ssl import export, main
+from espnet_atm.bin.export_ssl import asr_lines, export, get_parser, main
 from espnet_atm.errors import UserError, one_line_errors
 from espnet_atm.task import ATMSSLTask
 
@@ -32,20 +33,17 @@ with torch.no_grad():
 numpy.save(sys.argv[3], feats.numpy())
 """
 
-ASR = """
-frontend: default
-frontend_conf: {n_fft: 512, win_length: 400, hop_length: 160}
-encoder: conformer
-encoder_conf: {input_layer: conv2d, output_size: 16, attention_heads: 2, linear_units: 16,
-  num_blocks: 2, rel_pos_type: latest, macaron_style: true}
-decoder: null
-model_conf: {ctc_weight: 1.0}
-normalize: utterance_mvn
-"""
+ASR = {
+    "decoder": None,
+    "model_conf": {"ctc_weight": 1.0},
+    "specaug": None,
+    "frontend_conf": {"fs": "16k"},  # asr.sh gives it
+}
 
-BY_INIT_PARAM = """
+# As asr_train starts, to its first step.
+BY_ASR = """
 import sys
-import torch
+import numpy, torch
 try:
     import espnet_atm
     sys.exit("espnet_atm is importable here")
@@ -53,15 +51,22 @@ except ImportError:
     pass
 from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
-pth, config, tokens = sys.argv[1:]
-args = ASRTask.get_parser().parse_args(["--config", config, "--token_list", tokens])
+speech, out, *arguments = sys.argv[1:]
+args = ASRTask.get_parser().parse_args(arguments)
 model = ASRTask.build_model(args)
-load_pretrained_model(f"{pth}:encoder:encoder", model, ignore_init_mismatch=False)
-state = torch.load(pth)
-loaded = model.state_dict()
-missing = [k for k in loaded if k.startswith("encoder.") and k not in state]
-assert not missing, missing
-assert all(torch.equal(loaded[k], v) for k, v in state.items() if k.startswith("encoder."))
+for word in args.init_param:
+    load_pretrained_model(word, model, ignore_init_mismatch=False)
+state = model.state_dict()
+torch.save({k: v.clone() for k, v in state.items()}, out)
+speech = torch.from_numpy(numpy.load(speech))
+lengths = torch.full((len(speech),), speech.size(1))
+text = torch.ones(len(speech), 2, dtype=torch.long)
+optimizer = torch.optim.SGD(model.parameters(), 1.0)
+loss, *_ = model(speech, lengths, text, torch.full((len(speech),), 2))
+loss.backward()
+optimizer.step()
+assert torch.isfinite(loss)
+assert not torch.equal(state["ctc.ctc_lo.weight"], torch.load(out)["ctc.ctc_lo.weight"])
 """
 
 
@@ -140,12 +145,74 @@ def test_stock_espnet_computes_the_same_by_frontend(pretrained, tmp_path, path):
     )
 
 
-def test_stock_espnet_loads_the_encoder_by_init_param(pretrained, corpus, tmp_path):
-    _, file = pretrained()
-    (tmp_path / "asr.yaml").write_text(ASR)
+def yaml_of(text: str, first: str) -> dict:
+    """The YAML in a text that begins with this line, to the next line that is less deep."""
+    block = re.search(rf"^( *){first}\n(?:\1 *[^\s`].*\n)*", text, re.MULTILINE)[0]
+    return yaml.safe_load(textwrap.dedent(block))
+
+
+def asr_train(config: dict, folder: Path, *arguments: str) -> dict:
+    """Start to train an ASR model in stock ESPnet; its weights before the first step."""
+    conf = {**ASR, **config}
+    conf["frontend_conf"] = {**ASR["frontend_conf"], **config["frontend_conf"]}
+    (folder / "asr.yaml").write_text(yaml.safe_dump(conf))
+    (folder / "asr_tokens").write_text("<blank>\na\nb\n<sos/eos>\n")
+    np.save(folder / "speech.npy", torch.randn(2, 16000))
     run_without_the_package(
-        BY_INIT_PARAM, file, tmp_path / "asr.yaml", corpus / "tokens.txt"
+        BY_ASR,
+        *(folder / "speech.npy", folder / "before.pth", "--config", folder / "asr.yaml"),
+        *("--token_list", folder / "asr_tokens", *arguments),
     )
+    return torch.load(folder / "before.pth")
+
+
+@pytest.mark.parametrize("path", ["conv2d", "wav2vec_cnn"])
+def test_an_asr_model_has_all_that_was_learned(pretrained, tmp_path, capsys, path):
+    """Built by the config and the words that were printed."""
+    from test_task import WAV2VEC
+
+    _, file = pretrained(**{"conv2d": {}, "wav2vec_cnn": WAV2VEC}[path])
+    printed = capsys.readouterr().out
+    words = re.search("# or asr_train: (.*)", printed)[1].split()
+    assert re.search('# and asr.sh: --feats_normalize none --pretrained_model "(.*)"', printed)[1].split() == (
+        words[1:]
+    )
+    parts = ["encoder"]
+    if path == "wav2vec_cnn":
+        parts = ["frontend", "preencoder", "encoder"]
+    assert words == ["--init_param", *(f"{file}:{x}:{x}" for x in parts)]
+    loaded = asr_train(yaml.safe_load(printed), tmp_path, *words)
+    learned = torch.load(file, weights_only=True)
+    names = [x for x in loaded if x.startswith(("frontend.", "preencoder.", "encoder."))]
+    assert {x.split(".")[0] for x in names} >= set(parts)
+    for name in names:
+        assert torch.equal(loaded[name], learned[name]), name
+
+
+def test_the_export_says_what_the_encoder_was_made_for(pretrained):
+    """Its input size, and no normalization where there was none; stock ESPnet's too."""
+    from test_task import WAV2VEC
+
+    _, file = pretrained(**WAV2VEC, normalize=None)
+    config = yaml.safe_load((file.parent / "config.yaml").read_text())
+    assert config["preencoder_conf"] == {"input_size": 8, "output_size": 16}
+    parts = yaml.safe_load(asr_lines(config, "x.pth"))
+    assert parts["normalize"] is None and parts["preencoder_conf"]["input_size"] == 8
+
+
+@pytest.mark.parametrize("source", ["README.md", "--help"])
+def test_the_model_as_a_front_end_is_written_as_it_must_be(pretrained, tmp_path, source):
+    texts = {"README.md": (ROOT / "README.md").read_text(), "--help": get_parser().description}
+    model, file = pretrained()
+    conf = yaml_of(texts[source], "frontend: espnet_ssl")
+    path = conf["frontend_conf"]["frontend_conf"]["path_or_url"]
+    assert path.endswith("/NAME.pth")
+    conf["frontend_conf"]["frontend_conf"]["path_or_url"] = str(file)
+    assert conf["encoder"] is None and conf["normalize"] is None
+    loaded = asr_train(conf, tmp_path)
+    learned = model.state_dict()
+    for name in (x for x in learned if x.startswith("encoder.encoders")):
+        assert torch.equal(loaded[f"frontend.upstream.{name}"], learned[name]), name
 
 
 def test_only_the_model_is_left(pretrained):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-# What the pre-trained weights are made for.
-PARTS = ("frontend", "preencoder", "encoder")
+from espnet_atm.bin.export_ssl import asr_parts, init_params
 
 
 def main(cmd=None) -> None:
@@ -25,20 +24,9 @@ def main(cmd=None) -> None:
     args = parser.parse_args(cmd)
     config = yaml.safe_load(args.asr_config.read_text(encoding="utf-8"))
     exported = yaml.safe_load(args.ssl_config.read_text(encoding="utf-8"))
-    for part in PARTS:
-        config[part] = exported.get(part)
-        config[f"{part}_conf"] = exported.get(f"{part}_conf") or {}
-    if config["preencoder"] is not None:
-        # The SSL task finds it out; the ASR task wants to be told.
-        from espnet2.tasks.asr import frontend_choices  # slow, and seldom needed
-
-        frontend = frontend_choices.get_class(config["frontend"])
-        size = frontend(**config["frontend_conf"]).output_size()
-        config["preencoder_conf"]["input_size"] = size
+    config.update(asr_parts(exported))
     args.output.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    # Log-mel energies have nothing to learn.
-    learned = [x for x in PARTS if config[x] not in (None, "default")]
-    print(*(f"{args.ssl_model}:{part}:{part}" for part in learned))
+    print(*init_params(exported, args.ssl_model))
 
 
 if __name__ == "__main__":
