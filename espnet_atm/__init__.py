@@ -24,7 +24,10 @@ def wrong_espnet() -> Optional[str]:
     """
     spec = importlib.util.find_spec("espnet2")
     if spec is None:
-        return "ESPnet is not installed: tools/setup.sh installs it, or pip install " f"espnet=={ESPNET[0]}"
+        return (
+            "ESPnet is not installed: tools/setup.sh installs it, or pip install "
+            f"espnet=={ESPNET[0]}"
+        )
     root = Path(next(iter(spec.submodule_search_locations))).parent
     found = [
         file.read_text(encoding="utf-8", errors="replace").strip()
