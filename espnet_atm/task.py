@@ -104,15 +104,17 @@ def check_choices(args: argparse.Namespace) -> None:
         if given in choice.choices() or (given is None and choice is frontend_choices):
             continue  # with input_size, no front end is wanted
         there = ", ".join(str(x or "null") for x in choice.choices())
-        words = f"{choice.name}: {given!r} is not known to the SSL task; write one of: {there}"
+        words = (
+            f"{choice.name}: {given!r} is not known to the SSL task; write one of: {there}"
+        )
         if re.search("hubert|beats", str(given)):
             words = (
                 f"{choice.name}: {given!r} is of another of ESPnet's tasks "
                 f"(hubert1, beats), which cannot be guided: its encoder masks by itself; "
-                "write the model as in egs2/librispeech/ssl1/conf/tuning/train_hubert.yaml, "
-                "which is HuBERT in the SSL task: frontend: wav2vec_cnn, preencoder: "
-                "linear, encoder: transformer, model: espnet, and loss: [{name: hubert, "
-                "conf: {num_classes: N}}]"
+                "write the model as in egs2/librispeech/ssl1/conf/tuning/"
+                "train_hubert.yaml, which is HuBERT in the SSL task: frontend: "
+                "wav2vec_cnn, preencoder: linear, encoder: transformer, model: espnet, "
+                "and loss: [{name: hubert, conf: {num_classes: N}}]"
             )
         raise UserError(words)
 

@@ -252,7 +252,10 @@ def test_the_installed_espnet_is_the_tested_one():
 
 def test_pip_lets_the_installed_espnet_be(tmp_path):
     """Whatever its release: what pip reads of this package names none."""
-    code = "import os, sys, setuptools.build_meta as b; print(b.prepare_metadata_for_build_wheel(sys.argv[1]))"
+    code = (
+        "import sys; from setuptools.build_meta import prepare_metadata_for_build_wheel; "
+        "prepare_metadata_for_build_wheel(sys.argv[1])"
+    )
     source = tmp_path / "source"
     shutil.copytree(ROOT / "espnet_atm", source / "espnet_atm")
     shutil.copy(ROOT / "setup.py", source)

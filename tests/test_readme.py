@@ -71,17 +71,18 @@ def test_a_track_of_ones_own(tmp_path, spoken, corpus, ssl_command):
 
 
 # ESPnet's configs in a size for tests: numbers only.
+BLOCKS = {"attention_heads": 2, "linear_units": 16}
 SMALL = {
     "preencoder_conf": {"output_size": 16},
-    "encoder_conf": {"output_size": 16, "attention_heads": 2, "linear_units": 16, "num_blocks": 2},
+    "encoder_conf": {"output_size": 16, **BLOCKS, "num_blocks": 2},
     "max_epoch": 1,
     "num_workers": 1,
 }
 SCORER = {
     "encoder": "transformer",
-    "encoder_conf": {"output_size": 16, "attention_heads": 2, "linear_units": 16, "num_blocks": 1},
+    "encoder_conf": {"output_size": 16, **BLOCKS, "num_blocks": 1},
     "decoder": "transformer",
-    "decoder_conf": {"attention_heads": 2, "linear_units": 16, "num_blocks": 1},
+    "decoder_conf": {**BLOCKS, "num_blocks": 1},
     "model_conf": {"ctc_weight": 0.5},
     **{"batch_type": "unsorted", "batch_size": 4, "max_epoch": 1},
     **{"optim": "adam", "num_att_plot": 0, "num_workers": 1},
@@ -160,7 +161,8 @@ def test_a_stock_recipe_gets_two_lines(stock_recipe):
         "./asr.sh --ngpu 0 --nj 2 --inference_nj 1 --use_lm false --token_type char "
         "--train_set lab_train --valid_set lab_dev --test_sets lab_test "
     )
-    bash(f"{asr} --stage 2 --stop_stage 11 --asr_exp exp/asr --asr_config conf/train_asr.yaml")
+    scorer = "--asr_exp exp/asr --asr_config conf/train_asr.yaml"
+    bash(f"{asr} --stage 2 --stop_stage 11 {scorer}")
     here = f"{train.strip()} --ngpu 0 --nj 2"
     bash(f"{here} --stage 2 --stop_stage 4")
     for dset in ("train", "valid"):  # as ESPnet's README of ssl1 wants pseudo-labels

@@ -43,7 +43,8 @@ def test_paths_are_from_the_callers_folder(clone, tmp_path):
     for name in ("x.pth", "conf/mine.yaml", "packed.zip"):
         (here / name).touch()
     words = ["--scorer-model", "x.pth", "--scorer_config", "../a folder/conf/mine.yaml"]
-    words += ["--expdir", "exp/new", "--dumpdir", "/dump", "--train-config", "conf/mine.yaml"]
+    words += ["--expdir", "exp/new", "--dumpdir", "/dump"]
+    words += ["--train-config", "conf/mine.yaml"]
     words += ["--scorer_tag", "packed.zip", "--asr_config", "conf/train.yaml", "--size", ""]
     words += ["--test_sets", "x.pth y", "--inference_config", "conf/none.yaml", "--help"]
     assert given(clone, here, *words) == [

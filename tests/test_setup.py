@@ -49,7 +49,7 @@ def set_up(clone, venv) -> str:
         command = [*AS_NOBODY, *command]
     done = subprocess.run(
         command,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "ATM_VENV": str(venv), "PYTHON": "none"},
+        env={"PATH": "/usr/bin:/bin", "ATM_VENV": str(venv), "PYTHON": "none"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -407,9 +407,7 @@ def test_advice_on_subsampling_fits_the_front_end(
 ):
     conf = {x: CONFORMER[x] for x in ("output_size", "attention_heads", "num_blocks")}
     conf["input_layer"] = layer
-    command = ssl_command(
-        ssl_conf=ATM, **{"collate_fn_conf": {}, **config}, encoder=encoder, encoder_conf=conf
-    )
+    command = ssl_command(ssl_conf=ATM, **config, encoder=encoder, encoder_conf=conf)
     with pytest.raises(UserError, match=f"subsamples after the mask; .*{advice}"):
         ATMSSLTask.build_model(arguments(command))
 

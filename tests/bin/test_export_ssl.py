@@ -174,9 +174,8 @@ def test_an_asr_model_has_all_that_was_learned(pretrained, tmp_path, capsys, pat
     _, file = pretrained(**{"conv2d": {}, "wav2vec_cnn": WAV2VEC}[path])
     printed = capsys.readouterr().out
     words = re.search("# or asr_train: (.*)", printed)[1].split()
-    assert re.search('# and asr.sh: --feats_normalize none --pretrained_model "(.*)"', printed)[1].split() == (
-        words[1:]
-    )
+    to_asr_sh = '# and asr.sh: --feats_normalize none --pretrained_model "(.*)"'
+    assert re.search(to_asr_sh, printed)[1].split() == words[1:]
     parts = ["encoder"]
     if path == "wav2vec_cnn":
         parts = ["frontend", "preencoder", "encoder"]
@@ -202,7 +201,8 @@ def test_the_export_says_what_the_encoder_was_made_for(pretrained):
 
 @pytest.mark.parametrize("source", ["README.md", "--help"])
 def test_the_model_as_a_front_end_is_written_as_it_must_be(pretrained, tmp_path, source):
-    texts = {"README.md": (ROOT / "README.md").read_text(), "--help": get_parser().description}
+    readme = (ROOT / "README.md").read_text()
+    texts = {"README.md": readme, "--help": get_parser().description}
     model, file = pretrained()
     conf = yaml_of(texts[source], "frontend: espnet_ssl")
     path = conf["frontend_conf"]["frontend_conf"]["path_or_url"]
