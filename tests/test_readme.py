@@ -1,5 +1,6 @@
 """What README.md tells to do, done."""
 
+import inspect
 import os
 import re
 import shutil
@@ -11,7 +12,9 @@ import pytest
 import soundfile
 import yaml
 from conftest import LOSSES, ROOT
+from espnet2.tasks.ssl import loss_choices
 
+from espnet_atm.config import OPTIONS, SSLConf
 from espnet_atm.confidence import align_track
 from espnet_atm.task import ATMSSLTask
 from espnet_atm.track import TrackReader, read_track_grid
@@ -68,6 +71,25 @@ def test_a_track_of_ones_own(tmp_path, spoken, corpus, ssl_command):
         command = [x.replace(f"{corpus}/{file.name}", str(file)) for x in command]
     assert str(corpus) not in " ".join(command)
     ATMSSLTask.main(cmd=command)
+
+
+def test_all_options_and_their_defaults():
+    """What the blocks of options say is what is meant by leaving them out."""
+    _, options, losses = (
+        yaml.safe_load(x) for x in blocks("In your own ESPnet SSL config", "yaml")
+    )
+    conf = options["ssl_conf"]
+    assert SSLConf.parse(conf) == SSLConf.parse({"masker": "atm"})
+    assert set(conf) == set(OPTIONS["ssl_conf"])
+    for name, value in conf.items():
+        assert not isinstance(value, dict) or set(value) == set(OPTIONS[name])
+    assert {x["name"] for x in losses["loss"]} == set(LOSSES) - {"hubert"}
+    for loss in losses["loss"]:
+        usual = inspect.signature(loss_choices.get_class(loss["name"])).parameters
+        for name, value in loss["conf"].items():
+            default = usual[name].default
+            default = list(default) if isinstance(default, tuple) else default
+            assert default == value, (loss["name"], name)
 
 
 # ESPnet's configs in a size for tests: numbers only.
