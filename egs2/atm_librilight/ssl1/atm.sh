@@ -1226,8 +1226,12 @@ rerun() {
     echo "$*"
 }
 what_next() {
+    local guiding='masker|strategy|sharpness|mask_ratio'
     if grep -q '^ *masker: atm' "${ssl_config}"; then
-        log "  random masks, the baseline:  $(rerun 'masker|strategy|sharpness|mask_ratio' --masker random)"
+        # Without weights and a selection, scores have no part in random masks.
+        grep -qE '^ *loss_scale: (utterance|frame)' "${ssl_config}" || [ -n "${min_confidence}" ] \
+            || guiding+='|score_opts|speech_gate'
+        log "  random masks, the baseline:  $(rerun "${guiding}" --masker random)"
         if ! "${speech_gate}" && grep -qE '^(warning|advice):' "${confidence_dir}/report/guidance.txt"; then
             log "  a scorer that knows noise:   $(rerun speech_gate --speech_gate true)"
         fi
