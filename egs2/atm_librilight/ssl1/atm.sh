@@ -530,7 +530,7 @@ sets_key() {
 data_key() {
     make_key "${corpus} ${size} ${local_data_opts}" "$(cat db.sh)" \
         "$(find local/ -name '*.py' -o -name '*.sh' | sort \
-            | grep -vE '/(path|paper|results|make_|download_model|subset_by|check_|run_once|follow_|options|parse_)' | xargs cat)"
+            | grep -vE '/(path|paper|results|make_|download_model|subset_by|check_|run_once|follow_|options|parse_|score_)' | xargs cat)"
 }
 # prepare_once NAME KEY SETS FUNCTION: run_once in data/, and again if a set is not there.
 prepare_once() {
