@@ -276,6 +276,7 @@ class ATMSSLModel(ESPnetSSLModel):
             feats, lengths = self.specaug(feats, lengths)
         if self.normalize is not None:
             feats, lengths = self.normalize(feats, lengths)
+        data["frontend"] = feats
         if self.preencoder is not None:
             feats, lengths = self.preencoder(feats, lengths)
         data["preencoder"] = feats

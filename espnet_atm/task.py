@@ -19,6 +19,7 @@ from espnet2.asr.frontend.cnn import CNNFrontend
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.tasks.ssl import (
     SSLTask,
+    encoder_choices,
     frontend_choices,
     loss_choices,
     preencoder_choices,
@@ -41,17 +42,20 @@ from espnet_atm.preencoder import Conv2dPreEncoder, check_encoder
 from espnet_atm.track import read_scorer, read_track_grid
 from espnet_atm.trainer import WholeFiles
 from espnet_atm.values import MOST_CODES, flag, known, mapping, one_of, whole
+from espnet_atm.wav2vec2 import Wav2Vec2Encoder, Wav2Vec2Frontend
 from espnet_atm.weights import load_weights, read_weights
 
 # Utterances of each set that are looked at before training begins.
 TRIED = 8
 
 # Registered for everyone: without ssl_conf the loss hubert is ESPnet's own, and the
-# others, with the preencoder, are choices more.
+# others, with front end, preencoder and encoder, are choices more.
 loss_choices.classes["hubert"] = HuBERTLoss
 OWN_LOSSES = {"wav2vec2": Wav2Vec2Loss, "w2v_bert": W2vBertLoss, "best_rq": BestRQLoss}
 loss_choices.classes.update(OWN_LOSSES)
 preencoder_choices.classes["conv2d"] = Conv2dPreEncoder
+frontend_choices.classes["wav2vec2_cnn"] = Wav2Vec2Frontend
+encoder_choices.classes["wav2vec2_transformer"] = Wav2Vec2Encoder
 
 
 # What ESPnet's collate function reads of its options, and those with a kind to check.

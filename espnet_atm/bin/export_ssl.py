@@ -9,8 +9,13 @@ is to be given. Or an ASR config takes the whole model as its front end:
     normalize: null
     encoder: null
 
-What only pre-training needs, losses and masks, is left out. The ``conv2d`` preencoder
-becomes the encoder's own ``input_layer: conv2d``, which has the same weights.
+``--format huggingface`` writes a folder for transformers instead, of a wav2vec 2.0 or
+HuBERT that :mod:`espnet_atm.bin.import_ssl` made a config of. Stock ESPnet, which has no
+such encoder itself, takes the folder as ``frontend: huggingface``.
+
+What only pre-training needs, losses and masks, is left out; for Hugging Face the mask's
+embedding and the heads of wav2vec 2.0 are kept. The ``conv2d`` preencoder becomes the
+encoder's own ``input_layer: conv2d``, which has the same weights.
 
 The model must be the config's to the last weight. Files in the output folder that are
 not an earlier export's of the same run are never overwritten; ``exported.json`` there
@@ -25,6 +30,7 @@ import io
 import json
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
@@ -58,6 +64,8 @@ MANIFEST = "exported.json"
 DROPPED = ("losses.", "util_modules.")
 # What the pre-trained weights are made for.
 PARTS = ("frontend", "normalize", "preencoder", "encoder")
+# Parts of this package, which stock ESPnet has under no name.
+OURS = {"frontend": "wav2vec2_cnn", "encoder": "wav2vec2_transformer"}
 # Parts that have nothing to learn.
 UNLEARNED = (None, "default", "utterance_mvn", "global_mvn")
 
@@ -70,6 +78,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ssl_train_config", required=True, help="config.yaml")
     parser.add_argument("--ssl_model_file", required=True, help=".pth of the same run")
     parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--format", choices=("espnet", "huggingface"), default="espnet")
     return parser
 
 
@@ -113,6 +122,20 @@ def export(
     return new, state
 
 
+def check_stock(config: Dict[str, Any]) -> None:
+    """Refuse parts that stock ESPnet has under no name.
+
+    Raises:
+        UserError: naming the part, and the format to take.
+    """
+    for part, name in OURS.items():
+        if config[part] == name:
+            raise UserError(
+                f"{part}: {name} is in no stock ESPnet; write --format huggingface: stock "
+                "ESPnet takes what that gives as frontend: huggingface"
+            )
+
+
 def _feature_size(config: Dict[str, Any]) -> int:
     """Of the features that the preencoder takes."""
     if config.get("input_size") is not None:
@@ -153,6 +176,40 @@ def asr_lines(exported: Dict[str, Any], model_file: str) -> str:
         f"# The ASR config needs these parts:\n{parts}"
         f'# and asr.sh: --feats_normalize none --pretrained_model "{words}"\n'
         f"# or asr_train: --init_param {words}"
+    )
+
+
+def huggingface_files(
+    config: Dict[str, Any], state: Dict[str, torch.Tensor]
+) -> Tuple[Dict[str, bytes], int]:
+    """The files of a folder for transformers, by name, and how many tensors they hold.
+
+    Raises:
+        UserError: when Hugging Face's models have no such part, or transformers is not
+            installed.
+    """
+    from espnet_atm.huggingface import to_huggingface
+
+    model, extractor = to_huggingface(config, state)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+    return files, len(model.state_dict())
+
+
+def huggingface_lines(folder: str) -> str:
+    """How an ASR model of stock ESPnet starts from a folder for transformers."""
+    parts = {
+        "frontend": "huggingface",
+        "frontend_conf": {"model": folder},
+        "normalize": None,
+        "preencoder": None,
+        "encoder": None,
+    }
+    return (
+        f"# The ASR config needs these parts:\n{yaml.safe_dump(parts, sort_keys=False)}"
+        "# and asr.sh: --feats_normalize none"
     )
 
 
@@ -273,22 +330,25 @@ def main(cmd=None) -> None:
     args = get_parser().parse_args(cmd)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     config, state = read_run(args.ssl_train_config, args.ssl_model_file)
-    new, exported = export(config, state)
     folder = Path(args.output_dir)
+    if args.format == "huggingface":
+        contents, kept = huggingface_files(config, state)
+        lines, what = huggingface_lines(str(folder)), folder
+    else:
+        check_stock(config)
+        new, exported = export(config, state)
+        name = Path(args.ssl_model_file).resolve().name
+        pth = io.BytesIO()
+        torch.save(exported, pth)
+        config_yaml = yaml.safe_dump(new, sort_keys=False)
+        contents = {"config.yaml": config_yaml.encode(), name: pth.getvalue()}
+        kept, what = len(exported), folder / name
+        lines = asr_lines(new, str(what))
     folder.mkdir(parents=True, exist_ok=True)
-    name = Path(args.ssl_model_file).resolve().name
-    pth = io.BytesIO()
-    torch.save(exported, pth)
-    config_yaml = yaml.safe_dump(new, sort_keys=False)
     with alone_in(folder):
-        Exported(folder, Path(args.ssl_train_config).parent).write(
-            {"config.yaml": config_yaml.encode(), name: pth.getvalue()}
-        )
-    logging.info(
-        f"{folder / name}: {len(exported)} tensors, "
-        f"{len(state) - len(exported)} of pre-training left out"
-    )
-    print(asr_lines(new, str(folder / name)))
+        Exported(folder, Path(args.ssl_train_config).parent).write(contents)
+    logging.info(f"{what}: {kept} tensors, {len(state) - kept} of pre-training left out")
+    print(lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Contrastive loss at an inner layer, code prediction at the last (w2v-BERT)."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -76,8 +76,9 @@ class W2vBertLoss(Wav2Vec2Loss):
         """Refuse context networks that leave no layer, for themselves or behind.
 
         Raises:
-            UserError: naming the numbers of layers.
+            UserError: naming the numbers of layers, or what else does not fit.
         """
+        super().check_model(model)
         layers = len(model.encoder.encoders)
         if not 0 <= self.layer < layers - 1:
             raise UserError(
@@ -91,6 +92,7 @@ class W2vBertLoss(Wav2Vec2Loss):
         preencoder: torch.Tensor,
         mask_info: Dict,
         num_updates: torch.Tensor,
+        frontend: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         """Loss and statistics of one batch.
 
@@ -100,13 +102,14 @@ class W2vBertLoss(Wav2Vec2Loss):
             mask_info: ``mask_m`` (B, T), bool; ``weight`` (B, T), float, or None;
                 ``generator`` of the negatives, or None.
             num_updates: updates made so far, scalar, int.
+            frontend: the front end's output (B, T, C), float; for ``frontend_size``.
 
         Returns:
             Scalar loss, float32, and the statistics to log.
         """
         with torch.autocast(preencoder.device.type, enabled=False):
             contrastive, stats, ids, counted = self.contrast(
-                encoder_output, preencoder, mask_info, num_updates
+                encoder_output, preencoder, mask_info, num_updates, frontend
             )
             logits = self.prediction(encoder_output[-1][mask_info["mask_m"]].float())
             targets = ids[:, 0]  # (N,)

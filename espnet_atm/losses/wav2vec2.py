@@ -1,12 +1,14 @@
 """Contrastive loss over learned codes (wav2vec 2.0, Baevski et al. 2020)."""
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
+from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.ssl.loss.abs_loss import AbsSSLLoss
 
 from espnet_atm.errors import UserError
+from espnet_atm.frames import subsampling_layers
 from espnet_atm.losses import (
     accuracy,
     check_sizes,
@@ -27,7 +29,7 @@ from espnet_atm.values import MOST_CODES, MOST_DIMENSIONS, number
 class Wav2Vec2Loss(AbsSSLLoss):
     """Contrastive and diversity loss at the masked frames.
 
-    The quantizer reads the encoded frames before they are masked. The loss of a masked
+    The quantizer reads the frames before they are masked. The loss of a masked
     frame is ``-log softmax`` of its context's similarity to its own code against that to
     other masked frames' codes, plus ``diversity_weight * (GV - perplexity) / GV``. Both
     terms are weighted and averaged over the same frames.
@@ -40,6 +42,8 @@ class Wav2Vec2Loss(AbsSSLLoss):
         num_negatives: drawn for each frame.
         temperature: of the contrastive softmax.
         diversity_weight: of the diversity loss.
+        frontend_size: dimensions of the front end's output, which then is quantized, as
+            it is, as in published models; null: the encoder's input, normalized.
 
     Raises:
         UserError: on options of a wrong kind or out of range, naming option and value.
@@ -59,6 +63,7 @@ class Wav2Vec2Loss(AbsSSLLoss):
         temperature: float = 0.1,
         diversity_weight: float = 0.1,
         gumbel_temperature: Sequence[float] = (2.0, 0.5, 0.999995),
+        frontend_size: Optional[int] = None,
     ):
         super().__init__()
         check_sizes(
@@ -69,6 +74,8 @@ class Wav2Vec2Loss(AbsSSLLoss):
             num_negatives=num_negatives,
         )
         check_sizes(self.name, MOST_CODES, num_groups=num_groups, num_codes=num_codes)
+        if frontend_size is not None:
+            check_sizes(self.name, MOST_DIMENSIONS, frontend_size=frontend_size)
         # The codes of all groups are told apart by one number.
         if num_codes**num_groups >= 1 << 63:
             raise UserError(
@@ -87,18 +94,44 @@ class Wav2Vec2Loss(AbsSSLLoss):
             "preencoder",
             "mask_info",
             "num_updates",
+            "frontend",
         ]
         self.num_negatives = num_negatives
         self.temperature = temperature
         self.diversity_weight = diversity_weight
         self.layer = -1  # whose output is the context
-        self.norm = torch.nn.LayerNorm(encoder_output_size)
+        self.frontend_size = frontend_size
+        if frontend_size is None:
+            self.norm = torch.nn.LayerNorm(encoder_output_size)
+        else:
+            self.norm = torch.nn.Identity()
         self.quantizer = GumbelQuantizer(
-            encoder_output_size, num_groups, num_codes, code_dim, gumbel_temperature
+            encoder_output_size if frontend_size is None else frontend_size,
+            *(num_groups, num_codes, code_dim, gumbel_temperature),
         )
         self.code_projection = torch.nn.Linear(code_dim, final_dim)
         self.context_projection = torch.nn.Linear(encoder_output_size, final_dim)
         self.usage = CodeUsage(self.name, num_groups, num_codes, learned=True)
+
+    def check_model(self, model: ESPnetSSLModel) -> None:
+        """Refuse another front end than the quantizer is for.
+
+        Raises:
+            UserError: naming both sizes, or the preencoder that has other frames.
+        """
+        if self.frontend_size is None:
+            return
+        size = model.frontend.output_size()
+        if self.frontend_size != size:
+            raise UserError(
+                f"loss {self.name}: frontend_size: {self.frontend_size}, but the front "
+                f"end has {size} dimensions; write frontend_size: {size}"
+            )
+        if model.preencoder is not None and subsampling_layers(model.preencoder):
+            raise UserError(
+                f"loss {self.name}: frontend_size: {size} is not possible behind a "
+                "preencoder that subsamples; write frontend_size: null"
+            )
 
     def forward(
         self,
@@ -106,6 +139,7 @@ class Wav2Vec2Loss(AbsSSLLoss):
         preencoder: torch.Tensor,
         mask_info: Dict,
         num_updates: torch.Tensor,
+        frontend: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         """Loss and statistics of one batch.
 
@@ -115,13 +149,14 @@ class Wav2Vec2Loss(AbsSSLLoss):
             mask_info: ``mask_m`` (B, T), bool; ``weight`` (B, T), float, or None;
                 ``generator`` of the negatives, or None.
             num_updates: updates made so far, scalar, int.
+            frontend: the front end's output (B, T, C), float; for ``frontend_size``.
 
         Returns:
             Scalar loss, float32, and the statistics to log.
         """
         with torch.autocast(preencoder.device.type, enabled=False):
             loss, stats, *_ = self.contrast(
-                encoder_output, preencoder, mask_info, num_updates
+                encoder_output, preencoder, mask_info, num_updates, frontend
             )
         return loss, stats
 
@@ -131,13 +166,15 @@ class Wav2Vec2Loss(AbsSSLLoss):
         preencoder: torch.Tensor,
         mask_info: Dict,
         num_updates: torch.Tensor,
+        frontend: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
         """As :meth:`forward`, and the codes of the masked frames (N, G), int64, and
         which of these frames count (N,), bool."""
         mask = mask_info["mask_m"]
         weight = masked_weight(mask_info)
         where = MaskedFrames.of(mask)
-        frames = self.norm(preencoder[mask].float())  # (N, D)
+        encoded = preencoder if self.frontend_size is None else frontend
+        frames = self.norm(encoded[mask].float())  # (N, D)
         quantized = self.quantizer(frames, num_updates)
         # One number for the codes of all groups: (N, G) -> (N,)
         base = self.quantizer.num_codes ** torch.arange(

@@ -1,0 +1,80 @@
+"""Start from a published encoder: wav2vec 2.0 or HuBERT of Hugging Face's.
+
+Writes ``train.yaml`` and ``model.pth``, from which this package's SSL task continues to
+train, and prints how. The config's loss is the model's own: ``wav2vec2`` with the heads
+of pre-training, where the folder has them, or ``hubert``, whose output layer starts
+random. Any other loss may take its place: then give the parts that are to be loaded,
+FILE:frontend:frontend FILE:preencoder:preencoder FILE:encoder:encoder.
+
+LayerDrop is not carried over: ESPnet's transformer has none. Settings of the optimiser
+are ESPnet's defaults, to be chosen.
+"""
+
+import argparse
+import io
+import logging
+from pathlib import Path
+
+import torch
+import yaml
+
+from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.files import whole_file
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", required=True, help="folder that save_pretrained wrote, or a hub's tag"
+    )
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument(
+        "--num_classes", type=int, default=500, help="of the labels, for HuBERT"
+    )
+    return parser
+
+
+def main(cmd=None) -> None:
+    """Read, convert, write."""
+    args = get_parser().parse_args(cmd)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    if args.num_classes < 1:
+        raise UserError(f"--num_classes: {args.num_classes} is no number of classes")
+    # Imported late: help must not wait for ESPnet's imports.
+    from espnet_atm.huggingface import read, to_espnet
+
+    config, normalize_audio, state, left_out = read(args.model)
+    train, weights = to_espnet(config, normalize_audio, state, args.num_classes)
+    pth = io.BytesIO()
+    torch.save(weights, pth)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "model.pth": pth.getvalue(),
+        "train.yaml": yaml.safe_dump(train, sort_keys=False).encode(),
+    }
+    for name, content in contents.items():
+        file = folder / name
+        if file.exists() and file.read_bytes() != content:
+            raise UserError(f"{file}: is there, and is another: give another --output_dir")
+    for name, content in contents.items():
+        with whole_file(folder / name) as f:
+            f.write(content)
+    logging.info(f"{folder / 'model.pth'}: {len(weights)} tensors of {args.model}")
+    if left_out:
+        logging.info(f"left out, not of pre-training: {', '.join(left_out)}")
+    loss = train["loss"][0]["name"]
+    if not any(k.startswith("losses.") for k in weights):
+        logging.warning(f"the head of the loss {loss} is not in {args.model}: it starts random")
+    print(
+        "python -m espnet_atm -m espnet2.bin.ssl_train "
+        f"--config {folder / 'train.yaml'} --init_param {folder / 'model.pth'} ..."
+    )
+
+
+if __name__ == "__main__":
+    with one_line_errors("espnet_atm.bin.import_ssl"):
+        main()
