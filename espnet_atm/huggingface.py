@@ -207,7 +207,7 @@ def to_espnet(
     state: Dict[str, torch.Tensor],
     num_classes: int = 500,
 ) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor]]:
-    """An SSL config, and the weights that its training starts from.
+    """The model in an SSL config, and the weights that its training starts from.
 
     Args:
         config: of :func:`read`.
@@ -248,7 +248,6 @@ def to_espnet(
     shapes = zip(config.conv_dim, config.conv_kernel, config.conv_stride)
     layout = config.feat_extract_norm
     return {
-        "ssl_conf": {"masker": "atm"},
         "frontend": FRONTEND,
         "frontend_conf": {
             "norm_mode": f"{layout}_norm",

@@ -14,6 +14,7 @@ import yaml
 from conftest import LOSSES, ROOT
 from espnet2.tasks.ssl import loss_choices
 
+from espnet_atm.bin import score
 from espnet_atm.config import OPTIONS, SSLConf
 from espnet_atm.confidence import align_track
 from espnet_atm.task import ATMSSLTask
@@ -71,6 +72,50 @@ def test_a_track_of_ones_own(tmp_path, spoken, corpus, ssl_command):
         command = [x.replace(f"{corpus}/{file.name}", str(file)) for x in command]
     assert str(corpus) not in " ".join(command)
     ATMSSLTask.main(cmd=command)
+
+
+def test_masks_for_another_trainer(tmp_path, spoken, make_asr):
+    """The example, on stored scores, through a model's gradients."""
+    from test_huggingface import save
+
+    save(tmp_path / "MODEL", layout="large")
+    (tmp_path / "dump/raw/train").mkdir(parents=True)
+    lines = []
+    for utt in ("clean", "noise", "room"):
+        soundfile.write(tmp_path / f"{utt}.wav", spoken[utt].numpy(), 16000)
+        lines.append(f"{utt} {tmp_path}/{utt}.wav\n")
+    (tmp_path / "dump/raw/train/wav.scp").write_text("".join(lines))
+    config, weights = make_asr()
+    score.main(
+        [
+            *("--asr_train_config", str(config), "--asr_model_file", str(weights)),
+            *("--wav_scp", str(tmp_path / "dump/raw/train/wav.scp")),
+            *("--output_dir", str(tmp_path / "exp/confidence/train")),
+        ]
+    )
+    (code,) = blocks("Masks for other trainers", "python")
+    code += """
+import sys
+valid = torch.arange(mask.size(1)) < torch.tensor(frames)[:, None]
+assert not (mask & ~valid).any()
+assert ((mask.sum(1) >= 0.4 * valid.sum(1)) & (mask.sum(1) < 0.4 * valid.sum(1) + 10)).all()
+assert torch.isfinite(loss) and model.wav2vec2.masked_spec_embed.grad.abs().sum() > 0
+assert not [x for x in sys.modules if x.split(".")[0] in ("espnet", "espnet2")]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["masking", "confidence", "track"])
+def test_what_others_import_is_without_espnet(module):
+    code = (
+        f"import espnet_atm.{module}, sys\n"
+        "print([x for x in sys.modules if x.split('.')[0] in ('espnet', 'espnet2')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_all_options_and_their_defaults():

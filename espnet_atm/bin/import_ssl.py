@@ -6,8 +6,8 @@ of pre-training, where the folder has them, or ``hubert``, whose output layer st
 random. Any other loss may take its place: then give the parts that are to be loaded,
 FILE:frontend:frontend FILE:preencoder:preencoder FILE:encoder:encoder.
 
-LayerDrop is not carried over: ESPnet's transformer has none. Settings of the optimiser
-are ESPnet's defaults, to be chosen.
+Batches, optimiser and ``ssl_conf`` are those of ``--base_config``, or else ESPnet's
+defaults. LayerDrop is not carried over: ESPnet's transformer has none.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.errors import UserError, one_line_errors, read_config
 from espnet_atm.files import whole_file
 
 
@@ -31,6 +31,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--model", required=True, help="folder that save_pretrained wrote, or a hub's tag"
     )
     parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--base_config", help="what no model says is taken from it")
     parser.add_argument(
         "--num_classes", type=int, default=500, help="of the labels, for HuBERT"
     )
@@ -43,11 +44,13 @@ def main(cmd=None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     if args.num_classes < 1:
         raise UserError(f"--num_classes: {args.num_classes} is no number of classes")
+    base = read_config(args.base_config) if args.base_config else {}
     # Imported late: help must not wait for ESPnet's imports.
     from espnet_atm.huggingface import read, to_espnet
 
     config, normalize_audio, state, left_out = read(args.model)
     train, weights = to_espnet(config, normalize_audio, state, args.num_classes)
+    train = {"ssl_conf": {"masker": "atm"}, **base, **train}
     pth = io.BytesIO()
     torch.save(weights, pth)
     folder = Path(args.output_dir)

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import ROOT
+from conftest import CNN, ROOT, SSL_CONFIG
+from espnet2.tasks.ssl import SSLTask as STOCK
 from test_export_ssl import run_without_the_package
 from test_huggingface import CASES, outputs_there, save
 from transformers.models.wav2vec2.modeling_wav2vec2 import _sample_negative_indices
@@ -159,6 +160,63 @@ def test_training_goes_on_where_hugging_face_stopped(tmp_path, spoken):
         optimizer.step()
     end = loss_of(model)
     assert end < start < random, (random, start, end)
+
+
+def test_training_options_are_those_of_a_config(tmp_path):
+    save(tmp_path / "there")
+    base = tmp_path / "base.yaml"
+    mine = {"optim": "adam", "ssl_conf": {"masker": "random"}, "encoder": "conformer"}
+    base.write_text(yaml.safe_dump(mine))
+    config = run(tmp_path / "there", tmp_path / "here", "--base_config", str(base))
+    assert config["optim"] == "adam" and config["ssl_conf"] == {"masker": "random"}
+    assert config["encoder"] == "wav2vec2_transformer"
+    config = run(tmp_path / "there", tmp_path / "plain")
+    assert config["ssl_conf"] == {"masker": "atm"} and "optim" not in config
+
+
+# In the shapes of egs2/librispeech/ssl1's HuBERT, and of XEUS as ESPnet 202611 builds it.
+ZOO = {
+    "hubert": {
+        "encoder": "transformer",
+        "encoder_conf": {
+            **{"output_size": 32, "attention_heads": 4, "linear_units": 32},
+            **{"num_blocks": 2, "input_layer": "wav2vec", "pos_enc_layer_type": "conv"},
+            "normalize_before": False,
+        },
+    },
+    "xeus": {
+        "encoder": "e_branchformer",
+        "encoder_conf": {
+            **{"output_size": 32, "attention_heads": 4, "linear_units": 32},
+            **{"num_blocks": 2, "input_layer": None, "pos_enc_layer_type": "conv"},
+            **{"attention_layer_type": "selfattn", "cgmlp_linear_units": 64},
+            **{"cgmlp_conv_kernel": 3, "merge_conv_kernel": 3, "macaron_ffn": True},
+            **{"rel_pos_type": "latest", "use_ffn": True},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_models_of_espnets_own_zoo_are_loaded_directly(tmp_path, ssl_command, name):
+    norm = "group_norm" if name == "hubert" else "layer_norm"
+    config = {
+        **ZOO[name],
+        "frontend": "wav2vec_cnn",
+        "frontend_conf": {**CNN, "norm_mode": norm},
+        "normalize": None,
+        "preencoder": "linear",
+        "preencoder_conf": {"output_size": 32},
+    }
+    stock = STOCK.build_model(STOCK.get_parser().parse_args(ssl_command(**config)))
+    torch.save(stock.state_dict(), tmp_path / "model.pth")
+    folder = train(
+        ssl_command, {**SSL_CONFIG, **config, "ssl_conf": {"masker": "atm"}}, tmp_path
+    )
+    after = torch.load(folder / "latest.pth", weights_only=True)
+    for key, weight in stock.state_dict().items():
+        if key in dict(stock.named_parameters()):
+            torch.testing.assert_close(after[key], weight, atol=1e-4, rtol=0)
 
 
 def test_another_file_is_not_overwritten(tmp_path):
