@@ -198,18 +198,26 @@ def huggingface_files(
     return files, len(model.state_dict())
 
 
-def huggingface_lines(folder: str) -> str:
-    """How an ASR model of stock ESPnet starts from a folder for transformers."""
-    parts = {
+def huggingface_parts(folder: str) -> Dict[str, Any]:
+    """What an ASR config must have that takes a folder for transformers.
+
+    In training the model masks its own frames, as ``specaug`` would.
+    """
+    return {
         "frontend": "huggingface",
         "frontend_conf": {"model": folder},
+        "specaug": None,
         "normalize": None,
         "preencoder": None,
         "encoder": None,
     }
+
+
+def huggingface_lines(folder: str) -> str:
+    """How an ASR model of stock ESPnet starts from a folder for transformers."""
+    parts = yaml.safe_dump(huggingface_parts(folder), sort_keys=False)
     return (
-        f"# The ASR config needs these parts:\n{yaml.safe_dump(parts, sort_keys=False)}"
-        "# and asr.sh: --feats_normalize none"
+        f"# The ASR config needs these parts:\n{parts}# and asr.sh: --feats_normalize none"
     )
 
 

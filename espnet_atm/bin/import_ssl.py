@@ -14,6 +14,7 @@ import argparse
 import io
 import logging
 from pathlib import Path
+from typing import Any, Dict, Optional
 
 import torch
 import yaml
@@ -33,24 +34,43 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--base_config", help="what no model says is taken from it")
     parser.add_argument(
-        "--num_classes", type=int, default=500, help="of the labels, for HuBERT"
+        "--num_classes",
+        type=int,
+        help="of HuBERT's labels (default: those of --base_config, or 500)",
+    )
+    parser.add_argument(
+        "--label_downsampling", type=int, default=1, help="labels to a frame of 20 ms"
     )
     return parser
+
+
+def classes_of(config: Dict[str, Any]) -> Optional[int]:
+    """``num_classes`` of the loss hubert in a config, if it has one."""
+    for loss in config.get("loss") or []:
+        if loss["name"] == "hubert":
+            return loss.get("conf", {}).get("num_classes")
+    return None
 
 
 def main(cmd=None) -> None:
     """Read, convert, write."""
     args = get_parser().parse_args(cmd)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    if args.num_classes < 1:
-        raise UserError(f"--num_classes: {args.num_classes} is no number of classes")
+    for option in ("num_classes", "label_downsampling"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise UserError(f"--{option}: {value} is no number of at least 1")
     base = read_config(args.base_config) if args.base_config else {}
     # Imported late: help must not wait for ESPnet's imports.
     from espnet_atm.huggingface import read, to_espnet
 
     config, normalize_audio, state, left_out = read(args.model)
-    train, weights = to_espnet(config, normalize_audio, state, args.num_classes)
-    train = {"ssl_conf": {"masker": "atm"}, **base, **train}
+    classes = args.num_classes or classes_of(base) or 500
+    train, weights = to_espnet(config, normalize_audio, state, classes)
+    collate = {
+        **(base.get("collate_fn_conf") or {}),
+        "label_downsampling": args.label_downsampling,
+    }
+    train = {"ssl_conf": {"masker": "atm"}, **base, "collate_fn_conf": collate, **train}
     pth = io.BytesIO()
     torch.save(weights, pth)
     folder = Path(args.output_dir)

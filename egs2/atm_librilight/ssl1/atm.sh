@@ -66,6 +66,7 @@ model_size=           # mini, l or xl (default: mini).
 masker=               # atm or random (default: atm).
 train_config=         # Default: conf/train.yaml; with --objective or --model_size,
                       # conf/tuning/train_<objective>_conformer_<size>_<masker>.yaml.
+init=                 # Go on from this wav2vec 2.0 or HuBERT of Hugging Face's: folder or tag.
 mask_ratio=           # Fraction of frames masked (default: the paper's for the masker),
                       # exceeded by less than a span.
 exact=                # true: not exceeded, the last span is cut (default: false).
@@ -122,6 +123,9 @@ Options:
     --masker           # atm or random (default: atm).
     --train_config     # SSL config (default: conf/train.yaml, or the one that --objective
                        # and --model_size name in conf/tuning).
+    --init             # Go on from this wav2vec 2.0 or HuBERT of Hugging Face's, a folder or a
+                       # tag, with the model's own loss. What no model says is taken from
+                       # --train_config (default: conf/train_init.yaml).
     --mask_ratio       # Fraction of frames masked (default: 0.40 for atm, 0.49 for random).
                        # Met in each utterance and exceeded by less than a span, so that
                        # short utterances have noticeably more masked.
@@ -293,7 +297,13 @@ read -r first_set _ <<< "${finetune_sets:-${corpus}}"
 scorer_train_set=${asr_train_set:-${first_set}_train}
 scorer_valid_set=${asr_valid_set:-${first_set}_dev}
 data_feats=${dumpdir}/raw
-if [ -z "${train_config}${objective}${model_size}" ]; then
+if [ -n "${init}" ]; then
+    [ -z "${objective}${model_size}" ] \
+        || die "--init says what --objective and --model_size would: leave them out"
+    plain "--init" "${init}"
+    [[ ! -e ${init} || -s ${init}/config.json ]] || die "--init ${init}: holds no config.json"
+    train_config=${train_config:-conf/train_init.yaml}
+elif [ -z "${train_config}${objective}${model_size}" ]; then
     train_config=conf/train.yaml
 elif [ -z "${train_config}" ]; then
     objective=${objective:-hubert}
@@ -439,6 +449,22 @@ ssl_part+=${min_confidence:+_min${min_confidence}}${scorer_part:+${scorer_part}_
 ! changed ssl_max_epoch || ssl_part+=_ep${ssl_epochs}
 ! changed km_portion || portion=${km_portion}
 mkdir -p "${expdir}"
+if [ -n "${init}" ]; then
+    # A tag's files do not change; a folder's may.
+    init_key=$(make_key "${init}" "$(cat "${train_config}")" \
+        "$([ ! -d "${init}" ] || find -L "${init}" -type f -exec md5sum {} + | sort)")
+    init_dir=${expdir}/init/${init_key:0:8}
+    import_init() {
+        log "Importing ${init}"
+        # Pseudo-labels are of 10 ms, the model's frames of 20 ms.
+        python3 -m espnet_atm.bin.import_ssl --model "${init}" --output_dir "${init_dir}" \
+            --base_config "${train_config}" --label_downsampling 2
+    }
+    run_once "${expdir}" "import_${init_key:0:8}" "${init_key}" import_init
+    init_name=$(slug "$(basename "${init}")")
+    cp "${init_dir}/train.yaml" "${init_dir}/train_init_${init_name}.yaml"
+    train_config=${init_dir}/train_init_${init_name}.yaml
+fi
 # The run's config, named by its settings: train_config with ssl_conf and num_classes.
 # Made first, so that impossible settings do not wait for the scorer.
 ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
@@ -1058,12 +1084,14 @@ ssl_settings=$(
     echo "scores, by ${scorer_model}: ${score_key}"
     [ -z "${km_key}" ] || echo "pseudo-labels: ${km_key}"
     echo "--ssl_args: ${ssl_args}"
+    [ -z "${init}" ] || echo "--init ${init}: ${init_key}"
     settings_of "${ssl_config}"
 )
 ssl_key=$(make_key "${ssl_settings}")
 
 ssl_stage() {
     local _opts="--normalize utterance_mvn " dset mode tokens=none
+    [ -z "${init}" ] || _opts="--init_param ${init_dir}/model.pth "  # with its own normalization
     if "${needs_labels}"; then
         tokens=${km_dir}/dict/tokens.txt
         _opts+="--token_type word "
@@ -1142,17 +1170,25 @@ export_ssl() {
     python3 -m espnet_atm.bin.export_ssl \
         --ssl_train_config "${ssl_exp}/config.yaml" \
         --ssl_model_file "${ssl_exp}/${inference_ssl_model}" \
-        --output_dir "${ssl_exp}/export"
+        --output_dir "${ssl_exp}/export" ${init:+--format huggingface}
 }
 finetune() {
     local config=${expdir}/conf/asr_${asr_tag}.yaml pretrained seed_arg=${seed:+--seed ${seed}}
+    local frozen=
     export_ssl
-    _pth=$(basename "$(readlink -f "${ssl_exp}/${inference_ssl_model}")")
-    pretrained=$(python3 local/make_asr_config.py --asr_config "${asr_config}" \
-        --ssl_config "${ssl_exp}/export/config.yaml" \
-        --ssl_model "${ssl_exp}/export/${_pth}" --output "${config}")
+    if [ -n "${init}" ]; then
+        python3 local/make_asr_config.py --asr_config "${asr_config}" \
+            --huggingface "${ssl_exp}/export" --output "${config}"
+        pretrained=
+        frozen=frontend
+    else
+        _pth=$(basename "$(readlink -f "${ssl_exp}/${inference_ssl_model}")")
+        pretrained=$(python3 local/make_asr_config.py --asr_config "${asr_config}" \
+            --ssl_config "${ssl_exp}/export/config.yaml" \
+            --ssl_model "${ssl_exp}/export/${_pth}" --output "${config}")
+    fi
     if [ "${head_epochs}" -gt 0 ]; then
-        local frozen= part
+        local part
         for part in ${pretrained}; do
             frozen+=" ${part##*:}"
         done

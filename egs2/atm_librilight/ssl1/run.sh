@@ -15,7 +15,7 @@ case "${corpus}" in
         # Segments have 64 s at most. The paper's sets, word pieces and sizes.
         opts+=(--max_wav_duration 65 --token_type bpe --nbpe 1024)
         opts+=(--finetune_sets librispeech_100)
-        [ -n "$(given train_config "" "$@")" ] || opts+=(--objective w2v_bert --model_size l)
+        [ -n "$(given train_config "" "$@")$(given init "" "$@")" ] || opts+=(--objective w2v_bert --model_size l)
         # Of the scorer, which is no larger than L, and of fine-tuning, which takes front end
         # and encoder from pre-training.
         asr_config=conf/tuning/train_asr_conformer_l.yaml

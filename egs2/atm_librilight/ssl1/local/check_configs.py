@@ -52,7 +52,7 @@ def check_labels(file: Path, config: dict, fs: int) -> None:
         return
     conf = config.get("frontend_conf") or {}
     frontend, preencoder = config.get("frontend", "default"), config.get("preencoder")
-    if frontend == "wav2vec_cnn":
+    if frontend in ("wav2vec_cnn", "wav2vec2_cnn"):
         hop = math.prod(stride for *_, stride in conf.get("shapes", CNN_SHAPES))
     elif frontend == "default":
         hop = conf.get("hop_length", HOP_LENGTH)
