@@ -129,7 +129,6 @@ def test_pipeline(recipe):
     assert f"random masks, the baseline:  {same}" in end
     assert f"tensorboard --logdir {recipe}/exp/mini/ssl_{RUN}_raw/tensorboard" in end
     assert (recipe / "RESULTS.md").read_text().count(RUN) == 3
-    assert f"(ssl_{RUN}_raw) epoch 1 of 1: loss " in log
     (report,) = recipe.glob("exp/mini/confidence_*/report/report.html")
     assert report.read_text().count("<img") >= 3
     assert str(report) in log
@@ -161,6 +160,7 @@ def test_an_objective_without_pseudo_labels(recipe):
     pretrained = f"wav2vec2_conformer_mini_random_0.49x10_scale_utterance{EPOCHS}"
     run = f"{pretrained}_head1"
     assert "the objective has no pseudo-labels" in log
+    assert f"(ssl_{pretrained}_raw) epoch 1 of 1: loss " in log
     assert not (recipe / "exp/mini/kmeans_8").exists()
     assert results.read_text().count(f"| {run} |") == 1
     assert results.read_text().count(f"| {RUN} |") == others
