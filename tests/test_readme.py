@@ -220,7 +220,7 @@ def test_a_stock_recipe_gets_two_lines(stock_recipe):
         return done.stdout if check else done.stderr
 
     (two_lines, *_) = blocks("In your own ESPnet SSL config", "yaml")
-    _, score, train = blocks("In your own ESPnet SSL config", "sh")
+    _, score, train, *_ = blocks("In your own ESPnet SSL config", "sh")
     (export,) = blocks("A track of your own", "sh")
     assert len(two_lines.splitlines()) == 2
     with (stock_recipe / "conf" / "train_ssl.yaml").open("a") as f:

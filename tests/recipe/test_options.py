@@ -166,9 +166,7 @@ def test_rates_that_are_the_same(recipe, fs):
 @pytest.mark.parametrize(
     "options, gated",
     [
-        ((), False),
         (("--score_opts", "--speech_gate=false"), False),
-        (("--speech-gate", "true"), True),
         (("--score_opts", "--measure max --speech_gate"), True),
         (("--speech_gate", "true", "--score_opts", " --speech_gate"), True),
     ],

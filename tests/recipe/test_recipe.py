@@ -19,7 +19,8 @@ from conftest import copy_recipe
 OPTIONS = [
     *("--stage", "1", "--stop-stage", "12", "--local_data_opts", "--scale 0.04"),
     *("--ssl_max_epoch", "1", "--asr_max_epoch", "2", "--nclusters", "8"),
-    *("--loss_scale", "utterance"),
+    # Two of the three that there are: decoding takes long.
+    *("--loss_scale", "utterance", "--test_sets", "mini_test_an4 mini_test_clean"),
 ]
 SCORER, EPOCHS = "scorer_ep2", "_ep2_scorer_ep1"  # what is not the corpus's own
 RUN = f"hubert_conformer_mini_km8_atm_high_0.4x10_scale_utterance{EPOCHS}"
@@ -117,8 +118,10 @@ def test_pipeline(recipe):
     # What one came for: error rates, the report, and a model for stock ESPnet.
     end = log[log.index("The results of this run:") :]
     rows = re.findall(r"^\| (\S+) \| 0 \| (\S+) \|.*\| [\d.]+ \| [\d.]+ \|", end, re.M)
-    tests = ("mini_test_an4", "mini_test_clean", "mini_test_mismatched")
-    assert rows == [(run, t) for t in tests for run in (RUN, SCORER)]
+    tests = ("mini_test_an4", "mini_test_clean")
+    # In this order, and perhaps twice: what was killed alone goes on, and ends too.
+    assert rows[:4] == [(run, t) for t in tests for run in (RUN, SCORER)]
+    assert set(rows[:4]) == set(rows)
     interval = r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]"
     for test in tests:
         assert re.search(rf"^  {test}: WER {interval}, CER {interval}", end, re.M)
@@ -126,8 +129,7 @@ def test_pipeline(recipe):
     same = r"./run.sh --local_data_opts --scale\ 0.04 --ssl_max_epoch 1"
     assert f"random masks, the baseline:  {same}" in end
     assert f"tensorboard --logdir {recipe}/exp/mini/ssl_{RUN}_raw/tensorboard" in end
-    assert (recipe / "RESULTS.md").read_text().count(RUN) == 3
-    assert f"(ssl_{RUN}_raw) epoch 1 of 1: loss " in log
+    assert (recipe / "RESULTS.md").read_text().count(RUN) == 2
     (report,) = recipe.glob("exp/mini/confidence_*/report/report.html")
     assert report.read_text().count("<img") >= 3
     assert str(report) in log
@@ -159,6 +161,7 @@ def test_an_objective_without_pseudo_labels(recipe):
     pretrained = f"wav2vec2_conformer_mini_random_0.49x10_scale_utterance{EPOCHS}"
     run = f"{pretrained}_head1"
     assert "the objective has no pseudo-labels" in log
+    assert f"(ssl_{pretrained}_raw) epoch 1 of 1: loss " in log
     assert not (recipe / "exp/mini/kmeans_8").exists()
     assert results.read_text().count(f"| {run} |") == 1
     assert results.read_text().count(f"| {RUN} |") == others

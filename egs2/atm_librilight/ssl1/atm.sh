@@ -1286,7 +1286,8 @@ if runs 12; then
             "${scorer_key}" "${scorer_train_config}"
         shown+=(--baseline "${decoded}" --which)
         if [ -z "${finetune_sets}" ] && [ "${asr_config}" = "${scorer_train_config}" ]; then
-            shown+=("the same model and labelled data without pre-training")
+            shown+=("the same model and labelled data without pre-training$(
+                [ "${head_epochs}" -eq 0 ] || echo ", no epochs of it frozen")")
         else
             shown+=("without pre-training, trained on ${scorer_train_set} with ${scorer_train_config}")
         fi
