@@ -53,6 +53,7 @@ def imported(folder, **options):
     """The SSL model with the weights of the folder."""
     config, normalize, state, _ = read(folder)
     train, weights = to_espnet(config, normalize, state, **options)
+    train["ssl_conf"] = {"masker": "random"}
     file = folder / "train.yaml"
     file.write_text(yaml.safe_dump(train))
     args = ATMSSLTask.get_parser().parse_args(["--config", str(file)])
