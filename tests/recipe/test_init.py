@@ -11,6 +11,9 @@ from conftest import copy_recipe
 from test_huggingface import save
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """A copy of the recipe without data."""
