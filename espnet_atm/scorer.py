@@ -1,77 +1,60 @@
-"""The external ASR model that says how sure it is of each frame."""
+"""The external model that says how sure it is of each frame: what all kinds share."""
 
-import errno
+import abc
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Tuple, Union
 
-import humanfriendly
 import torch
-from espnet2.asr.espnet_model import ESPnetASRModel
 
 from espnet_atm.confidence import frame_confidence, refine_confidence
-from espnet_atm.errors import UserError, check_file, read_config
-from espnet_atm.frames import (
-    FrameGrid,
-    frontend_layers,
-    measured_grid,
-    subsampling_layers,
-)
+from espnet_atm.frames import FrameGrid
 from espnet_atm.randomness import random_state_kept
 from espnet_atm.speech import speech_probability
-from espnet_atm.transducer import ASRTask  # also reads a transducer that has a CTC head
-from espnet_atm.weights import load_weights, read_weights
 
-# What an utterance goes through up to the CTC head; the decoder is not looked at.
-SCORING = (
-    *("frontend.", "normalize.", "preencoder.", "encoder.", "postencoder.", "ctc."),
-)
 CONTEXT_SECONDS = 5  # that a frame hears to each side, at least, in long utterances
 
 
-class Scorer:
-    """An ESPnet ASR model with a CTC head, evaluated up to that head.
+class Scorer(abc.ABC):
+    """A model with a CTC head, evaluated up to that head.
+
+    A kind of model is a file of :mod:`espnet_atm.scorers`. It loads the model, gives
+    the posteriors of a batch, and says what the attributes tell.
 
     Args:
-        model: the ASR model.
+        model: what is evaluated.
         sampling_rate: of its audio, in Hz.
+        blank_id: the label of the blank.
         device: where to run it.
         half: on a GPU, compute in bfloat16 where it can, else in float16.
 
     Attributes:
         grid: the frames it scores, in samples of its own sampling rate.
         sampling_rate: in Hz.
-
-    Raises:
-        UserError: when the model has no CTC head.
     """
 
     def __init__(
         self,
-        model: ESPnetASRModel,
+        model: torch.nn.Module,
         sampling_rate: int,
+        blank_id: int = 0,
         device: str = "cpu",
         half: bool = False,
     ):
-        if getattr(model, "ctc", None) is None:
-            raise UserError(
-                "the scorer has no CTC head (ctc_weight: 0.0); Ask2Mask needs "
-                "frame-synchronous posteriors: train it with ctc_weight above 0"
-            )
         self.model = model.to(device).eval()
         self.device = device
         self.sampling_rate = sampling_rate
+        self.blank_id = blank_id
         self.half = half
         self.grid = self._find_grid()
 
-    @classmethod
+    @staticmethod
     def from_files(
-        cls,
         asr_train_config: Union[str, Path],
         asr_model_file: Union[str, Path],
         device: str = "cpu",
         half: bool = False,
     ) -> "Scorer":
-        """Load what ``asr.sh`` or the model zoo left; draws no random numbers of others.
+        """Load an ESPnet ASR model; draws no random numbers of others.
 
         Args:
             asr_train_config: ``config.yaml`` of the experiment.
@@ -83,58 +66,21 @@ class Scorer:
                 up to the CTC head are not all there, are others, or are not finite.
             OSError: when one cannot be opened.
         """
-        with random_state_kept(device):
-            return cls._load(asr_train_config, asr_model_file, device, half)
+        # A kind imports its toolkit, which is slow, or not installed.
+        from espnet_atm.scorers.espnet_asr import load
 
-    @classmethod
-    def _load(
-        cls,
-        asr_train_config: Union[str, Path],
-        asr_model_file: Union[str, Path],
-        device: str,
-        half: bool,
-    ) -> "Scorer":
-        for file in (asr_train_config, asr_model_file):
-            if not Path(file).exists():
-                raise FileNotFoundError(
-                    errno.ENOENT, "scorer: no such file", str(file)
-                )
-            check_file(file)
-        config = read_config(asr_train_config)
-        for name in ("token_list", "encoder", "ctc_conf"):
-            if name not in config:
-                raise UserError(
-                    f"{asr_train_config}: is not the config.yaml of an ASR model: it has "
-                    f"no {name}"
-                )
-        state = read_weights(asr_model_file)
-        try:
-            model, args = ASRTask.build_model_from_file(
-                str(asr_train_config), str(asr_model_file), device
-            )
-        except Exception as e:  # whatever ESPnet raises on a config that is none
-            raise UserError(
-                f"{asr_train_config}: no ASR model can be built from it and "
-                f"{asr_model_file}: {type(e).__name__}: {' '.join(str(e).split())[:300]}"
-            ) from e
-        if getattr(model, "ctc", None) is not None:
-            load_weights(model, state, asr_model_file, asr_train_config, SCORING)
-        if getattr(model, "frontend", None) is None:
-            raise UserError(
-                f"{asr_train_config}: the scorer has no frontend (input_size: "
-                f"{args.input_size}); scoring starts from audio"
-            )
-        conf = args.frontend_conf if isinstance(args.frontend_conf, dict) else {}
-        fs = conf.get("fs", 16000)
-        try:
-            rate = humanfriendly.parse_size(str(fs))
-        except humanfriendly.InvalidSize:
-            rate = 0
-        if rate < 1:
-            raise UserError(
-                f"{asr_train_config}: frontend_conf.fs: {fs!r} is no sampling rate"
-            )
-        return cls(model, rate, device, half)
+        with random_state_kept(device):
+            return load(asr_train_config, asr_model_file, device, half)
+
+    @abc.abstractmethod
+    def _find_grid(self) -> FrameGrid:
+        """The frames, derived from the layers, or measured where they do not tell."""
+
+    @abc.abstractmethod
+    def _posteriors(
+        self, speech: torch.Tensor, lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`log_probs`, on :attr:`device`, in any precision."""
 
     @torch.inference_mode()
     def log_probs(
@@ -154,13 +100,10 @@ class Scorer:
             dtype=torch.bfloat16 if self.half and _bf16() else torch.float16,
             enabled=self.half,
         ):
-            lengths = lengths.to(self.device)
-            encoded, frames = self.model.encode(
-                self._reflect(speech.to(self.device), lengths), lengths
+            found, frames = self._posteriors(
+                speech.to(self.device), lengths.to(self.device)
             )
-            if isinstance(encoded, tuple):  # models with intermediate CTC
-                encoded = encoded[0]
-            return self.model.ctc.log_softmax(encoded).float(), frames
+            return found.float(), frames
 
     def score(
         self,
@@ -187,7 +130,7 @@ class Scorer:
             utterance (B,), int; both on :attr:`device`.
         """
         log_probs, frames = self.log_probs(speech, lengths)
-        confidence = frame_confidence(log_probs, **measure)
+        confidence = frame_confidence(log_probs, blank_id=self.blank_id, **measure)
         steps = torch.arange(confidence.size(1), device=confidence.device)
         confidence = confidence.masked_fill(steps >= frames[:, None], 0)
         audio = speech.to(self.device), lengths.to(self.device)
@@ -260,34 +203,8 @@ class Scorer:
         return confidence
 
     def is_too_short(self, num_samples: int) -> bool:
-        """Whether so many samples are known to be too few for a frame.
-
-        A centred STFT mirrors more samples than half its window: with fewer it fails on
-        an utterance alone, and beside longer ones sees something else.
-        """
-        stft = self._centred_stft()
-        if stft is not None and num_samples <= stft.n_fft // 2:
-            return True
+        """Whether so many samples are known to be too few for a frame."""
         return bool(self.grid.layers) and not self.grid.length(num_samples)
-
-    def _centred_stft(self) -> Optional[torch.nn.Module]:
-        stft = getattr(self.model.frontend, "stft", None)
-        return stft if getattr(stft, "center", False) else None
-
-    def _reflect(self, speech: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Let the last frames of a padded utterance be what they are without padding.
-
-        A centred STFT sees the utterance's end mirrored when it is alone, and the
-        batch's padding otherwise. So the padding gets the mirrored end.
-        """
-        stft = self._centred_stft()
-        if stft is None:
-            return speech
-        steps = torch.arange(speech.size(1), device=speech.device)
-        beyond = steps - lengths[:, None] + 1  # (B, N), 0 at the last sample
-        mirrored = (steps - 2 * beyond.clamp(min=0)).clamp(min=0)
-        seen = beyond <= stft.n_fft // 2
-        return torch.where(seen, speech.gather(1, mirrored), 0)
 
     def depends_on_padding(
         self,
@@ -333,7 +250,10 @@ class Scorer:
         beside = together[1:, : count[0]]
         pairs = (
             (beside.exp(), alone.exp()),
-            (frame_confidence(beside, **measure), frame_confidence(alone, **measure)),
+            tuple(
+                frame_confidence(x, blank_id=self.blank_id, **measure)
+                for x in (beside, alone)
+            ),
         )
         return not all((a - b).abs().max() <= 0.5 / 255 for a, b in pairs)
 
@@ -342,27 +262,6 @@ class Scorer:
             1, num_samples, generator=torch.Generator().manual_seed(0)
         )
         return int(self.log_probs(speech, torch.tensor([num_samples]))[1])
-
-    def _find_grid(self) -> FrameGrid:
-        """Derive the grid from the layers, and measure it where they do not tell."""
-        tried = (
-            3 * self.sampling_rate,
-            4 * self.sampling_rate + self.sampling_rate // 7,
-        )
-        embed = getattr(self.model.encoder, "embed", None)
-        try:
-            layers = frontend_layers(self.model.frontend)
-        except ValueError:
-            layers = None
-        if layers is not None and self.model.preencoder is None:
-            if embed is not None:
-                layers += subsampling_layers(embed)
-            grid = FrameGrid.from_layers(layers)
-            if all(grid.length(n) == self._frames(n) for n in tried):
-                return grid
-        return measured_grid(
-            self._frames, (4 * self.sampling_rate, 8 * self.sampling_rate)
-        )
 
 
 def _bf16() -> bool:

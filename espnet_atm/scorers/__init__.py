@@ -1,0 +1,1 @@
+"""The kinds of models that can be the scorer, one file each."""
