@@ -24,6 +24,7 @@ class Scorer(abc.ABC):
         model: what is evaluated.
         sampling_rate: of its audio, in Hz.
         blank_id: the label of the blank.
+        window: samples of the longest audio that it takes at once; None for any.
         device: where to run it.
         half: on a GPU, compute in bfloat16 where it can, else in float16.
 
@@ -37,6 +38,7 @@ class Scorer(abc.ABC):
         model: torch.nn.Module,
         sampling_rate: int,
         blank_id: int = 0,
+        window: Optional[int] = None,
         device: str = "cpu",
         half: bool = False,
     ):
@@ -44,6 +46,7 @@ class Scorer(abc.ABC):
         self.device = device
         self.sampling_rate = sampling_rate
         self.blank_id = blank_id
+        self.window = window
         self.half = half
         self.grid = self._find_grid()
 
@@ -89,7 +92,7 @@ class Scorer(abc.ABC):
         """CTC log-posteriors.
 
         Args:
-            speech: (B, N), float32, in [-1, 1].
+            speech: (B, N), float32, in [-1, 1]; no longer than the model takes at once.
             lengths: samples of each utterance (B,), int.
 
         Returns:
@@ -116,6 +119,8 @@ class Scorer(abc.ABC):
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Confidence of each frame, Eq. 2.
 
+        What is longer than the model takes at once is scored by :meth:`score_long`.
+
         Args:
             speech: (B, N), float32, in [-1, 1], at :attr:`sampling_rate`.
             lengths: samples of each utterance (B,), int.
@@ -129,12 +134,20 @@ class Scorer(abc.ABC):
             (B, T), float32, 0 beyond an utterance's end, and the frames of each
             utterance (B,), int; both on :attr:`device`.
         """
+        gates = smooth, energy_gate, speech_gate
+        if self.window is not None and int(lengths.max()) > self.window:
+            rows = [
+                self.score_long(row[:length], self.window, *gates, **measure)
+                for row, length in zip(speech, lengths)
+            ]
+            found = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            frames = torch.tensor([len(row) for row in rows])
+            return found.to(self.device), frames.to(self.device)
         log_probs, frames = self.log_probs(speech, lengths)
         confidence = frame_confidence(log_probs, blank_id=self.blank_id, **measure)
         steps = torch.arange(confidence.size(1), device=confidence.device)
         confidence = confidence.masked_fill(steps >= frames[:, None], 0)
         audio = speech.to(self.device), lengths.to(self.device)
-        gates = smooth, energy_gate, speech_gate
         return self._refine(confidence, frames, *audio, *gates), frames
 
     def score_long(
@@ -155,12 +168,14 @@ class Scorer(abc.ABC):
 
         Args:
             speech: (N,), float32, in [-1, 1], at :attr:`sampling_rate`.
-            max_samples: of a window.
+            max_samples: of a window; fewer where the model takes no more at once.
             smooth, energy_gate, speech_gate, measure: see :meth:`score`.
 
         Returns:
             (T,), float32, on the CPU.
         """
+        if self.window is not None:
+            max_samples = min(max_samples, self.window)
         shift = self.grid.shift
         beside = min(max_samples // 8, CONTEXT_SECONDS * self.sampling_rate) // shift
         step = max_samples // shift - 2 * beside
@@ -177,7 +192,7 @@ class Scorer(abc.ABC):
                 break
             first += step
         whole = torch.cat(parts)[None]
-        audio = speech[None], torch.tensor([len(speech)])
+        audio = speech[None].cpu(), torch.tensor([len(speech)])
         frames = torch.tensor([whole.size(1)])
         gates = smooth, energy_gate, speech_gate
         return self._refine(whole, frames, *audio, *gates)[0]
