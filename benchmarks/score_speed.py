@@ -32,9 +32,11 @@ import yaml
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 
+from espnet_atm import scoring
 from espnet_atm.audio import AudioDataset
 from espnet_atm.bin import score
 from espnet_atm.scorer import Scorer
+from espnet_atm.store import ScoreWriter
 
 RATE = 16000
 MODEL = """
@@ -110,12 +112,12 @@ def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
     They are ready, but not all at once: memory that lay idle is slow on some machines.
     """
     seconds = 0.0
-    for start in range(0, len(dataset), score.WINDOW):
-        window = range(start, min(start + score.WINDOW, len(dataset)))
+    for start in range(0, len(dataset), scoring.WINDOW):
+        window = range(start, min(start + scoring.WINDOW, len(dataset)))
         speech = {i: torch.from_numpy(dataset[i]) for i in window}
         lengths = {utt: len(x) for utt, x in speech.items()}
         batches = []
-        for batch in score.make_batches(lengths, batch_bins, alone=False):
+        for batch in scoring.make_batches(lengths, batch_bins, alone=False):
             padded = torch.nn.utils.rnn.pad_sequence(
                 [speech[utt] for utt in batch], batch_first=True
             )
@@ -164,7 +166,7 @@ def main() -> None:
         scorer = Scorer.from_files(model[1], model[3], device, half=args.ngpu > 0)
         dataset = AudioDataset(wav_scp, RATE)
         total = sum(len(speech) for speech in dataset) / RATE
-        batch_bins = score.BATCH_SECONDS[args.ngpu > 0] * RATE
+        batch_bins = scoring.BATCH_SECONDS[args.ngpu > 0] * RATE
         options = score.get_parser().parse_args(
             [*model, "--wav_scp", str(wav_scp), "--output_dir", "unused"]
             + ["--ngpu", str(args.ngpu)]
@@ -180,9 +182,12 @@ def main() -> None:
                 options.speech_gate = way == "gated"
                 output = folder / f"{way}{round_}"
                 output.mkdir()
-                with score.ScoreWriter(output, dataset.utterances) as writer:
+                with ScoreWriter(output, dataset.utterances) as writer:
                     begin = time.perf_counter()
-                    score.score_corpus(options, scorer, dataset, writer)
+                    scoring.score_corpus(
+                        *(scorer, dataset, writer, score.measure_options(options)),
+                        *(None, options.max_seconds, score.num_workers(options)),
+                    )
                     times[way].append(time.perf_counter() - begin)
 
         decode = Speech2Text(
@@ -218,7 +223,7 @@ def main() -> None:
         first = folder / "first.scp"
         first.write_text(wav_scp.read_text().splitlines()[0] + "\n")
         for times_over in (1, 10):
-            count = 3 * score.WINDOW * times_over
+            count = 3 * scoring.WINDOW * times_over
             more = repeated(first, count, folder / f"x{times_over}.scp")
             command = [sys.executable, "-c", PEAK, *model, "--wav_scp", str(more)]
             command += ["--output_dir", str(folder / f"x{times_over}")]

@@ -34,3 +34,13 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
         raise OSError(cause.errno, cause.strerror, str(file)) from None
+
+
+def write_once(file: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", encoding="utf-8") as f:
+        f.write(text + "\n")
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(file)

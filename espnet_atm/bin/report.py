@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from espnet_atm.audio import Table, read_audio
-from espnet_atm.bin.score import write_once
+from espnet_atm.files import write_once
 from espnet_atm.bin.summary import read_summary
 from espnet_atm.confidence import align_track, refine_confidence
 from espnet_atm.config import SSLConf

@@ -16,7 +16,7 @@ from typing import Any, Dict
 import numpy as np
 from tqdm import tqdm
 
-from espnet_atm.bin.score import write_once
+from espnet_atm.files import write_once
 from espnet_atm.errors import UserError, one_line_errors, read_text
 from espnet_atm.track import MOST, STEPS, TrackReader, read_grid_files
 from espnet_atm.values import whole

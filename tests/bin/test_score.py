@@ -22,8 +22,9 @@ from espnet2.train.dataset import ESPnetDataset
 from scipy.signal import resample_poly
 
 from espnet_atm.audio import Table
-from espnet_atm.bin import score, summary
-from espnet_atm.bin.score import main, make_batches
+from espnet_atm import scoring
+from espnet_atm.bin import summary
+from espnet_atm.bin.score import main
 from espnet_atm.confidence import align_track, smooth_confidence
 from espnet_atm.config import read_track_grid
 from espnet_atm.frames import FrameGrid
@@ -126,7 +127,7 @@ def processes():
 
 def score_in_windows_of_four(cmd):
     """What the processes run."""
-    score.WINDOW = 4
+    scoring.WINDOW = 4
     torch.set_num_threads(1)
     main(cmd)
 
@@ -413,7 +414,7 @@ def test_going_on_within_a_window_gives_the_same_bytes(
     asr, corpus, tmp_path, monkeypatch, scored
 ):
     """Batches of part of a window would differ in the last bits."""
-    monkeypatch.setattr(score, "WINDOW", 4)
+    monkeypatch.setattr(scoring, "WINDOW", 4)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     main(command(asr, corpus / "wav.scp", whole))
     main(command(asr, corpus / "wav.scp", cut))
@@ -424,7 +425,7 @@ def test_going_on_within_a_window_gives_the_same_bytes(
 
 
 def test_a_finished_window_is_not_read_again(asr, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(score, "WINDOW", 4)
+    monkeypatch.setattr(scoring, "WINDOW", 4)
     folder = tmp_path / "scores"
     wav_scp = tmp_path / "wav.scp"
     lines = (corpus / "wav.scp").read_text().splitlines()
@@ -436,22 +437,6 @@ def test_a_finished_window_is_not_read_again(asr, corpus, tmp_path, monkeypatch)
     wav_scp.write_text("\n".join(gone + lines[8:]) + "\n")
     main(command(asr, wav_scp, folder))
     assert len((folder / "confidence.scp").read_text().splitlines()) == 10
-
-
-def test_batches_hold_utterances_of_about_the_same_length():
-    lengths = {"a": 10, "b": 50, "c": 12, "d": 48, "e": 200, "f": 50}
-    found = make_batches(lengths, batch_bins=100, alone=False)
-    assert found == [["e"], ["b", "f"], ["d"], ["c", "a"]] or found == [
-        ["e"],
-        ["b", "f"],
-        ["d", "c"],
-        ["a"],
-    ]
-    assert all(
-        len(x) == 1 or len(x) * max(lengths[utt] for utt in x) <= 100 for x in found
-    )
-    alone = make_batches(lengths, batch_bins=1000, alone=True)
-    assert alone == [["e"], ["b", "f"], ["d"], ["c"], ["a"]]
 
 
 # Group norm over time lets padding leak into short utterances.
@@ -799,14 +784,14 @@ def test_a_window_of_much_audio_is_scored_in_parts(
     asr, corpus, undisturbed, tmp_path, monkeypatch
 ):
     batches = []
-    real = score.score_window
+    real = scoring.score_window
 
     def window(scorer, speech, *rest):
         batches.append(list(speech))
         return real(scorer, speech, *rest)
 
-    monkeypatch.setattr(score, "score_window", window)
-    monkeypatch.setattr(score, "PART_SECONDS", 3)
+    monkeypatch.setattr(scoring, "score_window", window)
+    monkeypatch.setattr(scoring, "PART_SECONDS", 3)
     folder = tmp_path / "scores"
     main(command(asr, corpus / "wav.scp", folder))
     assert len(batches) > 2 and sum(batches, []) == list(range(10))

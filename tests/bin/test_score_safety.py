@@ -13,7 +13,8 @@ import torch
 from conftest import CNN, ROOT
 from test_score import FILES, command, contents
 
-from espnet_atm.bin import score, summary
+from espnet_atm.audio import AudioDataset
+from espnet_atm.bin import summary
 from espnet_atm.bin.score import main
 from espnet_atm.errors import UserError
 from espnet_atm.scorer import Scorer
@@ -202,9 +203,9 @@ def test_the_same_audio_from_elsewhere_loses_nothing(asr, corpus, scored, monkey
     wav_scp.write_text(text.replace(f"{moved}/utt5.wav", f"cat {moved}/utt5.wav |"))
     before = contents(scored)
     loads = []
-    real = score.AudioDataset.load
+    real = AudioDataset.load
     monkeypatch.setattr(
-        score.AudioDataset, "load", lambda *args: loads.append(args) or real(*args)
+        AudioDataset, "load", lambda *args: loads.append(args) or real(*args)
     )
     for expected in (10, 0):  # its places are known by then
         loads.clear()
