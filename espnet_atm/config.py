@@ -23,6 +23,7 @@ from espnet_atm.weighting import SCALES
 MASKERS = ("atm", "random")
 AVERAGES = ("utterance", "masked")
 SCORER_FILES = ("asr_train_config", "asr_model_file")
+SCORER_NAMES = ("model", *SCORER_FILES, "lang", "task")  # what says which one it is
 MEASURE_OPTIONS = (
     "measure",
     "temperature",
@@ -62,7 +63,8 @@ class SSLConf:
         average: see :func:`espnet_atm.weighting.frame_weights`.
         frame_prob: see there.
         weight_sharpness: the ``sharpness`` of ``loss_scale_conf``, see there.
-        scorer: the files of the ASR model that scores inside training,
+        scorer: the model that scores inside training, by its folder or tag (``model``,
+            ``lang``, ``task``) or by the two files of an ESPnet model,
             ``asr_train_config`` and ``asr_model_file``, and options of
             :meth:`espnet_atm.scorer.Scorer.score`; None to read a track.
         smooth, energy_gate: what to do to a track that is read, see
@@ -205,15 +207,24 @@ def _scorer(value: Any) -> Optional[Dict[str, Any]]:
     if value is None:
         return None
     scorer = mapping("ssl_conf.scorer", value)
-    for name in SCORER_FILES:
-        if not scorer.get(name):
+    known("ssl_conf.scorer", scorer, SCORER_NAMES + MEASURE_OPTIONS)
+    if scorer.get("model"):
+        both = [name for name in SCORER_FILES if name in scorer]
+        if both:
             raise UserError(
-                f"ssl_conf.scorer: {name} is missing; write "
-                "scorer: {asr_train_config: exp/asr/config.yaml, asr_model_file: "
-                "exp/asr/valid.loss.best.pth}"
+                f"ssl_conf.scorer: model and {both[0]} both say what scores: leave one out"
             )
-        text(f"ssl_conf.scorer.{name}", scorer[name])
-    known("ssl_conf.scorer", scorer, SCORER_FILES + MEASURE_OPTIONS)
+    else:
+        for name in SCORER_FILES:
+            if not scorer.get(name):
+                raise UserError(
+                    f"ssl_conf.scorer: {name} is missing; write "
+                    "scorer: {asr_train_config: exp/asr/config.yaml, asr_model_file: "
+                    "exp/asr/valid.loss.best.pth}, or scorer: {model: TAG_OR_FOLDER}"
+                )
+    for name in SCORER_NAMES:
+        if scorer.get(name) is not None:
+            text(f"ssl_conf.scorer.{name}", scorer[name])
     one_of("ssl_conf.scorer.measure", scorer.get("measure", "max"), MEASURES)
     number("ssl_conf.scorer.temperature", scorer.get("temperature", 1.0), positive=True)
     flag("ssl_conf.scorer.include_blank", scorer.get("include_blank", True))

@@ -13,7 +13,7 @@ from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.torch_utils.device_funcs import force_gatherable
 
 from espnet_atm.confidence import align_tracks, utterance_confidence
-from espnet_atm.config import SCORER_FILES, SSLConf
+from espnet_atm.config import SCORER_FILES, SCORER_NAMES, SSLConf
 from espnet_atm.errors import UserError
 from espnet_atm.frames import (
     FrameGrid,
@@ -175,9 +175,11 @@ class ATMSSLModel(ESPnetSSLModel):
             UserError: when the scorer wants audio at another rate, or its frames do
                 not fit.
         """
-        options = dict(self.conf.scorer)
-        for name in SCORER_FILES:
-            options.pop(name)
+        options = {
+            name: value
+            for name, value in self.conf.scorer.items()
+            if name not in SCORER_NAMES
+        }
         if self.scorer is None:
             grid, device = self.encoder_grid(), str(speech.device)
             scorer = load_scorer(self.conf, grid, self.sampling_rate, device)
@@ -346,24 +348,28 @@ def load_scorer(
 
     if conf.scorer.get("speech_gate"):
         check_installed()
-    config, weights = files = [conf.scorer[name] for name in SCORER_FILES]
-    for name, file in zip(SCORER_FILES, files):
-        if not Path(file).is_file():
+    named = {name: conf.scorer.get(name) for name in SCORER_NAMES}
+    for name in SCORER_FILES:
+        file = named[name]
+        if file and not Path(file).is_file():
             what = "is a folder" if Path(file).is_dir() else "no such file"
             raise UserError(f"ssl_conf.scorer.{name}: {what}: {file}")
+    model = named["model"] or named["asr_train_config"]
     try:
-        scorer = Scorer.from_files(config, weights, device=device)
+        scorer = Scorer.from_files(
+            model, named["asr_model_file"], device, lang=named["lang"], task=named["task"]
+        )
     except ValueError as e:
         raise UserError(f"ssl_conf.scorer: {e}") from e
     if scorer.sampling_rate != sampling_rate:
         raise UserError(
-            f"ssl_conf.scorer: {config} wants audio at {scorer.sampling_rate} Hz, and "
+            f"ssl_conf.scorer: {model} wants audio at {scorer.sampling_rate} Hz, and "
             f"frontend_conf.fs is {sampling_rate}: score before training, by "
             "espnet_atm.bin.score, which resamples"
         )
     if scorer.grid.shift > MAX_RATE_RATIO * grid.shift:
         raise UserError(
-            f"ssl_conf.scorer: {config} has a frame in {scorer.grid.shift} samples, "
+            f"ssl_conf.scorer: {model} has a frame in {scorer.grid.shift} samples, "
             f"which is too coarse for encoder frames of {grid.shift}"
         )
     return scorer

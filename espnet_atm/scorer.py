@@ -7,8 +7,9 @@ from typing import Dict, Iterator, Optional, Tuple, Union
 import torch
 
 from espnet_atm.confidence import frame_confidence, refine_confidence
+from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
-from espnet_atm.randomness import random_state_kept
+from espnet_atm.scorers.find import find_scorer
 from espnet_atm.speech import speech_probability
 
 CONTEXT_SECONDS = 5  # that a frame hears to each side, at least, in long utterances
@@ -53,27 +54,28 @@ class Scorer(abc.ABC):
     @staticmethod
     def from_files(
         asr_train_config: Union[str, Path],
-        asr_model_file: Union[str, Path],
+        asr_model_file: Union[str, Path, None] = None,
         device: str = "cpu",
         half: bool = False,
+        lang: Optional[str] = None,
+        task: Optional[str] = None,
     ) -> "Scorer":
-        """Load an ESPnet ASR model; draws no random numbers of others.
+        """Load a model; draws no random numbers of others.
 
         Args:
-            asr_train_config: ``config.yaml`` of the experiment.
-            asr_model_file: the ``.pth`` beside it.
+            asr_train_config: ``config.yaml`` of an ESPnet experiment; or alone, what
+                :func:`espnet_atm.scorers.find.find_scorer` takes: a folder or a tag.
+            asr_model_file: the ``.pth`` beside that config.
             device, half: see the class.
+            lang, task: of models that have a choice.
 
         Raises:
-            UserError: naming the file, when the config is no ASR model's, or the weights
-                up to the CTC head are not all there, are others, or are not finite.
+            UserError: naming the file, when it is no model with CTC, or the weights up
+                to the CTC head are not all there, are others, or are not finite.
             OSError: when one cannot be opened.
         """
-        # A kind imports its toolkit, which is slow, or not installed.
-        from espnet_atm.scorers.espnet_asr import load
-
-        with random_state_kept(device):
-            return load(asr_train_config, asr_model_file, device, half)
+        source = find_scorer(asr_train_config, asr_model_file, lang, task)
+        return source.load(device, half)
 
     @abc.abstractmethod
     def _find_grid(self) -> FrameGrid:
@@ -147,6 +149,8 @@ class Scorer(abc.ABC):
         confidence = frame_confidence(log_probs, blank_id=self.blank_id, **measure)
         steps = torch.arange(confidence.size(1), device=confidence.device)
         confidence = confidence.masked_fill(steps >= frames[:, None], 0)
+        if not bool(torch.isfinite(confidence).all()):
+            raise UserError("the scorer's posteriors are not finite")
         audio = speech.to(self.device), lengths.to(self.device)
         return self._refine(confidence, frames, *audio, *gates), frames
 

@@ -1,4 +1,4 @@
-"""Score utterances with an ESPnet CTC model: one confidence a frame, one byte each.
+"""Score utterances with a CTC model: one confidence a frame, one byte each.
 
 Writes into ``--output_dir``
 
@@ -26,24 +26,21 @@ Run it again after any end, and it goes on where it was.
 
 import argparse
 import errno
-import hashlib
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict
+from typing import Dict
 
 from espnet2.utils.types import float_or_none, str2bool
 
 from espnet_atm.audio import AudioDataset
 from espnet_atm.confidence import MEASURES, check_refinement, is_positive
-from espnet_atm.errors import UserError, check_file, one_line_errors
+from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.scorers.find import HELP, Source, find_scorer
 from espnet_atm.scoring import BATCH_SECONDS, compare_sources, score_corpus
 from espnet_atm.speech import describe_gate
 from espnet_atm.store import ScoreWriter, check_grid, claim, claim_length
-
-if TYPE_CHECKING:
-    from espnet_atm.scorer import Scorer
 
 MAX_WORKERS = 8
 # Audio that is encoded at once: memory grows with its square (benchmarks/long_memory.py).
@@ -59,8 +56,16 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--asr_train_config", required=True)
-    parser.add_argument("--asr_model_file", required=True)
+    parser.add_argument("--scorer", metavar="TAG_OR_FOLDER", help=HELP)
+    parser.add_argument(
+        "--asr_train_config", help="instead: config.yaml of an ESPnet model, and"
+    )
+    parser.add_argument("--asr_model_file", help="its weights")
+    parser.add_argument(
+        "--lang",
+        help="of OWSM-CTC, e.g. eng (default: unknown); of the adapters of MMS",
+    )
+    parser.add_argument("--task", help="of OWSM-CTC (default: asr)")
     parser.add_argument("--wav_scp", required=True, help="what to score")
     parser.add_argument("--segments", help="Kaldi's, when recordings are cut by it")
     parser.add_argument("--output_dir", required=True)
@@ -160,20 +165,22 @@ def measure_options(args: argparse.Namespace) -> Dict:
     }
 
 
-def describe_scorer(args: argparse.Namespace) -> Dict:
-    """Checksums of the models, and the measure: what the scores depend on."""
+def find(args: argparse.Namespace) -> Source:
+    """The scorer that the command line names.
 
-    def digest(file: str) -> str:
-        check_file(file)
-        with open(file, "rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-
-    return {
-        "model": digest(args.asr_model_file),
-        "config": digest(args.asr_train_config),
-        **measure_options(args),
-        "speech_gate": describe_gate() if args.speech_gate else None,
-    }
+    Raises:
+        UserError: when it names none, or more than one, or it cannot be had.
+        OSError: when a file is not there.
+    """
+    pair = args.asr_train_config, args.asr_model_file
+    if args.scorer is not None and pair == (None, None):
+        return find_scorer(args.scorer, lang=args.lang, task=args.task)
+    if args.scorer is not None or None in pair:
+        raise UserError(
+            "the scorer: give --scorer TAG_OR_FOLDER, or both --asr_train_config and "
+            "--asr_model_file"
+        )
+    return find_scorer(*pair, args.lang, args.task)
 
 
 def score_all(args: argparse.Namespace) -> int:
@@ -183,7 +190,13 @@ def score_all(args: argparse.Namespace) -> int:
     dataset = AudioDataset(Path(args.wav_scp), segments=segments)
     if not len(dataset):
         raise UserError(f"{dataset.utterances.path} is empty: there is nothing to score")
-    scorer = describe_scorer(args)
+    source = find(args)
+    # What the scores depend on.
+    scorer = {
+        **source.fingerprint(),
+        **measure_options(args),
+        "speech_gate": describe_gate() if args.speech_gate else None,
+    }
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     with ScoreWriter(output_dir, dataset.utterances) as writer:
@@ -198,7 +211,7 @@ def score_all(args: argparse.Namespace) -> int:
         )
         if not writer.done.all():
             score_corpus(
-                load_scorer(args),
+                source.load("cuda" if args.ngpu else "cpu", args.half and args.ngpu > 0),
                 dataset,
                 writer,
                 measure_options(args),
@@ -208,19 +221,6 @@ def score_all(args: argparse.Namespace) -> int:
             )
         logging.info(f"{writer.records} scored, {writer.skipped} skipped")
     return writer.skipped
-
-
-def load_scorer(args: argparse.Namespace) -> "Scorer":
-    """The model that the command line names."""
-    # Imported late: a finished folder must not wait for ESPnet's imports.
-    from espnet_atm.scorer import Scorer
-
-    return Scorer.from_files(
-        args.asr_train_config,
-        args.asr_model_file,
-        "cuda" if args.ngpu else "cpu",
-        half=args.half and args.ngpu > 0,
-    )
 
 
 def main(cmd=None) -> None:

@@ -1,6 +1,5 @@
 """ESPnet ASR models with a CTC head."""
 
-import errno
 from pathlib import Path
 from typing import Optional, Tuple, Union
 
@@ -8,7 +7,7 @@ import humanfriendly
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 
-from espnet_atm.errors import UserError, check_file, read_config
+from espnet_atm.errors import UserError, read_config
 from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
@@ -32,10 +31,6 @@ def load(
     half: bool = False,
 ) -> "ESPnetASRScorer":
     """What ``asr.sh`` or the model zoo left; see :meth:`Scorer.from_files`."""
-    for file in (asr_train_config, asr_model_file):
-        if not Path(file).exists():
-            raise FileNotFoundError(errno.ENOENT, "scorer: no such file", str(file))
-        check_file(file)
     config = read_config(asr_train_config)
     for name in ("token_list", "encoder", "ctc_conf"):
         if name not in config:

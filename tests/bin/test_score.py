@@ -29,6 +29,7 @@ from espnet_atm.confidence import align_track, smooth_confidence
 from espnet_atm.config import read_track_grid
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
+from espnet_atm.scorers.find import Source
 from espnet_atm.speech import describe_gate
 
 FILES = ("confidence.ark", "confidence.scp", "utt2confidence", "frame_shift", "scorer")
@@ -98,7 +99,7 @@ def test_a_second_run_changes_nothing(asr, corpus, undisturbed, monkeypatch):
     def load(*args):
         raise AssertionError("nothing is left to score")
 
-    monkeypatch.setattr(Scorer, "from_files", load)
+    monkeypatch.setattr(Source, "load", load)
     main(command(asr, corpus / "wav.scp", undisturbed))
     assert contents(undisturbed) == before
 
@@ -118,7 +119,7 @@ def test_files_cut_off_anywhere_are_completed(asr, corpus, undisturbed, name, lo
 def processes():
     """Makes processes that need not import anything any more."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["espnet_atm.bin.score", "espnet_atm.scorer"])
+    context.set_forkserver_preload(["espnet_atm.bin.score", "espnet_atm.scorers.espnet_asr"])
     first = context.Process(target=time.time)  # waits for the imports
     first.start()
     first.join()

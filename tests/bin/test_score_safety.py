@@ -18,6 +18,7 @@ from espnet_atm.bin import summary
 from espnet_atm.bin.score import main
 from espnet_atm.errors import UserError
 from espnet_atm.scorer import Scorer
+from espnet_atm.scorers.find import Source
 from espnet_atm.track import TrackReader
 
 
@@ -345,7 +346,7 @@ def test_long_audio_is_scored_in_windows(asr, long, tmp_path, monkeypatch):
     main(command(asr, long, whole, "--max_seconds", "inf"))
     scorer = Scorer.from_files(*asr)
     monkeypatch.setattr(Scorer, "log_probs", encode)
-    monkeypatch.setattr(Scorer, "from_files", lambda *args, **kwargs: scorer)
+    monkeypatch.setattr(Source, "load", lambda *args: scorer)
     main(command(asr, long, windows, "--max_seconds", "10"))
     assert max(sizes) == 160000
     expected, found = (TrackReader(x / "confidence.scp") for x in (whole, windows))
