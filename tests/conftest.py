@@ -1,5 +1,6 @@
 """What every test file may use."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -236,3 +237,63 @@ def make_asr(tmp_path_factory):
 def asr(make_asr) -> tuple[Path, Path]:
     """An untrained conformer with CTC."""
     return make_asr()
+
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+# wav2vec 2.0 and its kin; the blank is not the first label, as on the hub.
+ON_AUDIO = {
+    **SMALL,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+LABELS = {"vocab_size": 6, "pad_token_id": 2}
+VOCABULARY = ["a", "b", "<pad>", "<s>", "</s>", "|"]
+
+
+@pytest.fixture(scope="session")
+def make_ctc(tmp_path_factory):
+    """Makes an untrained CTC model of Hugging Face's: a folder with its processor.
+
+    ``model_type`` is transformers'; options go to its config.
+    """
+    import transformers
+
+    def config_of(model_type, options):
+        options = {**LABELS, **options}
+        if model_type == "wav2vec2-bert":
+            return transformers.Wav2Vec2BertConfig(
+                **{**SMALL, "output_hidden_size": 16, **options}
+            )
+        if model_type == "parakeet_ctc":
+            encoder = {**SMALL, "num_key_value_heads": 2, "subsampling_conv_channels": 8}
+            return transformers.ParakeetCTCConfig(encoder_config=encoder, **options)
+        norm = options.setdefault("feat_extract_norm", "layer")
+        if model_type in ("wav2vec2", "hubert", "wavlm"):
+            options.setdefault("do_stable_layer_norm", norm == "layer")
+        return transformers.AutoConfig.for_model(model_type, **ON_AUDIO, **options)
+
+    def make(model_type="wav2vec2", head="AutoModelForCTC", **options) -> Path:
+        folder = tmp_path_factory.mktemp(model_type)
+        config = config_of(model_type, options)
+        torch.manual_seed(0)
+        getattr(transformers, head).from_config(config).save_pretrained(folder)
+        if model_type == "wav2vec2-bert":
+            extractor = transformers.SeamlessM4TFeatureExtractor()
+        elif model_type == "parakeet_ctc":
+            extractor = transformers.ParakeetFeatureExtractor()
+        else:
+            mask = getattr(config, "feat_extract_norm", "layer") == "layer"
+            extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=mask)
+        vocabulary = folder / "vocab.json"
+        vocabulary.write_text(json.dumps({x: i for i, x in enumerate(VOCABULARY)}))
+        tokenizer = transformers.Wav2Vec2CTCTokenizer(str(vocabulary))
+        transformers.Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+        return folder
+
+    return make
