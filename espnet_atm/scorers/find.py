@@ -121,11 +121,12 @@ def find_scorer(
 def _find(name: str, lang: Optional[str]) -> Source:
     path = Path(name)
     try:
-        there = path.exists()
+        there = bool(name) and path.exists()
     except (OSError, ValueError):  # too long, or with a null character: no path
         there = False
     if not there:
-        if name.startswith(("/", ".", "~")) or len(path.parts) > 2 or not name:
+        looks = name.startswith(("/", ".", "~")) or len(path.parts) > 2 or not name
+        if looks and "://" not in name:
             raise FileNotFoundError(errno.ENOENT, "scorer: no such file or folder", name)
         return _from_tag(name, lang)
     if path.is_dir():
@@ -172,6 +173,7 @@ def _only_weights(folder: Path) -> Path:
 
 def _from_tag(tag: str, lang: Optional[str]) -> Source:
     """A name on a hub, by what its files are."""
+    tag = tag.removeprefix("https://huggingface.co/")
     hub = _import("huggingface_hub")
     zoo = _import("espnet_model_zoo.downloader")
     try:
