@@ -23,12 +23,12 @@ from_here() {
     esac
     case "$(option_name "$1")" in
         expdir | dumpdir) "${at_home}" || value=${found} ;;
-        init)
-            if [ -d "${found}" ] && ! { "${at_home}" && [ -e "${recipe}/${value}" ]; }; then
+        init | scorer_tag)
+            if [ -e "${found}" ] && ! { "${at_home}" && [ -e "${recipe}/${value}" ]; }; then
                 value=${found}
             fi
             ;;
-        train_config | asr_config | scorer_train_config | scorer_config | scorer_model | scorer_tag | inference_config \
+        train_config | asr_config | scorer_train_config | scorer_config | scorer_model | inference_config \
             | config)
             if [ -f "${found}" ] && ! { "${at_home}" && [ -e "${recipe}/${value}" ]; }; then
                 value=${found}

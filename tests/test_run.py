@@ -46,6 +46,7 @@ def test_paths_are_from_the_callers_folder(clone, tmp_path):
     words += ["--expdir", "exp/new", "--dumpdir", "/dump"]
     words += ["--train-config", "conf/mine.yaml"]
     words += ["--scorer_tag", "packed.zip", "--asr_config", "conf/train.yaml", "--size", ""]
+    words += ["--scorer-tag", "conf", "--scorer_tag", "someone/model"]
     words += ["--test_sets", "x.pth y", "--inference_config", "conf/none.yaml", "--help"]
     assert given(clone, here, *words) == [
         *("--scorer-model", f"{here}/x.pth"),
@@ -55,6 +56,7 @@ def test_paths_are_from_the_callers_folder(clone, tmp_path):
         *("--scorer_tag", f"{here}/packed.zip"),
         # What is not there is the recipe's, or a mistake that the recipe names.
         *("--asr_config", "conf/train.yaml", "--size", ""),
+        *("--scorer-tag", f"{here}/conf", "--scorer_tag", "someone/model"),
         *("--test_sets", "x.pth y", "--inference_config", "conf/none.yaml", "--help"),
     ]
 

@@ -45,6 +45,42 @@ def recipe(corpus, tmp_path):
     return recipe
 
 
+def test_a_scorer_of_hugging_faces_scores(recipe, make_ctc):
+    """Named by its folder; a language makes another one of it, where it has languages."""
+    folder = make_ctc()
+    command = ["./atm.sh", "--corpus", "x", "--skip_data_prep", "true"]
+    command += ["--train_set", "pool", "--valid_set", "pool_dev", "--objective", "best_rq"]
+    command += ["--asr_train_set", "labelled", "--asr_valid_set", "labelled"]
+    command += ["--test_sets", "labelled", "--scorer_tag", str(folder)]
+    command += ["--max_skipped", "2", "--stage", "6", "--stop_stage", "6"]
+
+    def run(*options) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*command, *options],
+            cwd=recipe,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Scorer: {folder}" in done.stdout
+    (scores,) = recipe.glob("exp/x/confidence_*")
+    assert (scores / "pool/frame_shift").read_text() == "320\n"
+    assert json.loads((scores / "pool/scorer").read_text())["lang"] is None
+    assert len((scores / "pool/confidence.scp").read_text().splitlines()) == 2
+    again = run()
+    assert "score: done already" in again.stdout, again.stdout + again.stderr
+    done = run("--scorer_lang", "eng")
+    assert done.returncode == 1
+    assert "lang: 'eng':" in done.stderr and "has no adapters" in done.stderr
+    config = folder / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert run().returncode == 0
+    assert len(list(recipe.glob("exp/x/confidence_*"))) == 2
+
+
 def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
     def run(*options) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -52,7 +52,9 @@ nbpe=1024             # Number of word pieces.
 # Scorer
 scorer_config=        # config.yaml of an ESPnet ASR model with CTC; trained here if empty.
 scorer_model=         # Its .pth.
-scorer_tag=           # Or a published ESPnet model, by its name or as a packed file.
+scorer_tag=           # Or any model with CTC, ESPnet's or Hugging Face's: a tag, folder or packed file.
+scorer_lang=          # Of OWSM-CTC (unknown if empty) and of the adapters of MMS, e.g. eng.
+scorer_task=          # Of OWSM-CTC (asr if empty).
 scorer_train_config=  # ASR config of a scorer that is trained here (default: asr_config).
 scorer_name=          # Of a further scorer beside another of the same corpus, e.g. ami.
 score_opts=           # Options of espnet_atm.bin.score, e.g. "--measure entropy".
@@ -138,7 +140,9 @@ Options:
     --frame_prob       # With --loss_scale frame: the part of utterances (default: 0.1).
     --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
     --scorer_model     # Its .pth.
-    --scorer_tag       # Or a published ESPnet model, or the file that it is packed in.
+    --scorer_tag       # Or any model with CTC: the tag of an ESPnet or Hugging Face model, or
+                       # the folder or packed file that holds it.
+    --scorer_lang, --scorer_task  # Of OWSM-CTC (default: unknown, asr), and lang of MMS's adapters.
     --scorer_train_config  # ASR config of the scorer (default: that of --asr_config).
     --scorer_name      # Names a further scorer, and the runs that use it, e.g. ami.
     --score_opts       # Options of espnet_atm.bin.score (default="${score_opts}").
@@ -239,7 +243,7 @@ case "${token_type}" in
 esac
 [ -n "${corpus}" ] || die "--corpus is empty"
 for name in corpus train_set valid_set asr_train_set asr_valid_set finetune_sets test_sets \
-    scorer_name audio_format inference_ssl_model inference_asr_model; do
+    scorer_name scorer_lang scorer_task audio_format inference_ssl_model inference_asr_model; do
     value=${!name}
     if [[ ${name} = *_sets ]]; then
         # shellcheck disable=SC2086
@@ -265,7 +269,7 @@ runs() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
 
 check_scorer() {
     log "Looking at the scorer ${scorer_model}"
-    python3 local/check_scorer.py "${scorer_config}" "${scorer_model}"
+    python3 local/check_scorer.py "${scorer_args[@]}"
 }
 
 check_arguments() {
@@ -317,19 +321,23 @@ elif [ -n "${objective}${model_size}" ]; then
     die "--train_config says what --objective and --model_size would: leave them out"
 fi
 scorer_train_config=${scorer_train_config:-${asr_config}}
+scorer_id=
 if [ -n "${scorer_tag}" ]; then
     [ -z "${scorer_config}${scorer_model}" ] \
         || die "--scorer_tag says what --scorer_config and --scorer_model would: leave them out"
-    found=$(python3 local/download_model.py "${scorer_tag}") \
-        || die "--scorer_tag ${scorer_tag}: no such model could be had"
-    { read -r scorer_config && read -r scorer_model; } <<< "${found}"
+    found=$(python3 local/find_scorer.py "${scorer_tag}" ${scorer_lang:+--lang "${scorer_lang}"} \
+        ${scorer_task:+--task "${scorer_task}"}) || exit 1
+    # Without a config, the third line is none.
+    { read -r scorer_id; read -r scorer_model; read -r scorer_config || true; } <<< "${found}"
+elif [ -n "${scorer_lang}${scorer_task}" ] && [ -z "${scorer_model}" ]; then
+    die "--scorer_lang and --scorer_task are of a scorer that --scorer_tag names"
 fi
-if [ -n "${scorer_config}${scorer_model}" ]; then
+if [ -n "${scorer_config}${scorer_model}" ] && [ -z "${scorer_tag}" ]; then
     { [ -n "${scorer_config}" ] && [ -n "${scorer_model}" ]; } \
         || die "--scorer_config and --scorer_model go together"
 fi
 for file in "${train_config}" "${asr_config}" "${scorer_train_config}" \
-    "${inference_config}" "${scorer_config}" "${scorer_model}"; do
+    "${inference_config}" "${scorer_config}" "${scorer_config:+${scorer_model}}"; do
     [ -z "${file}" ] || { [ -f "${file}" ] && [ -s "${file}" ]; } \
         || die "no such file, or an empty one: ${file}"
 done
@@ -375,9 +383,18 @@ own_dump() {
 }
 own_dump
 
-scorer_id=
+# name_scorer: how scoring is told which model it is.
+name_scorer() {
+    scorer_args=(--scorer "${scorer_model}")
+    [ -z "${scorer_config}" ] || scorer_args=(--asr_train_config "${scorer_config}" \
+        --asr_model_file "${scorer_model}")
+    scorer_args+=(${scorer_lang:+--lang "${scorer_lang}"} ${scorer_task:+--task "${scorer_task}"})
+}
 if [ -n "${scorer_model}" ]; then
-    scorer_id=$(cat "${scorer_config}" "${scorer_model}" | md5sum | cut -c-8)
+    name_scorer
+    [ -z "${scorer_config}" ] \
+        || scorer_id=$(cat "${scorer_config}" "${scorer_model}" | md5sum | cut -c-8)
+    scorer_id+=${scorer_lang:+_${scorer_lang}}${scorer_task:+_${scorer_task}}
     run_once "${expdir}" "check_scorer_${scorer_id}" "${scorer_id}" check_scorer
 fi
 if runs 1 && ! "${skip_data_prep}" && [ ! -s "local/data_${corpus}.sh" ]; then
@@ -556,7 +573,7 @@ sets_key() {
 data_key() {
     make_key "${corpus} ${size} ${local_data_opts}" "$(cat db.sh)" \
         "$(find local/ -name '*.py' -o -name '*.sh' | sort \
-            | grep -vE '/(path|paper|results|make_|download_model|subset_by|check_|run_once|follow_|options|parse_|score_)' | xargs cat)"
+            | grep -vE '/(path|paper|results|make_|find_scorer|subset_by|check_|run_once|follow_|options|parse_|score_)' | xargs cat)"
 }
 # prepare_once NAME KEY SETS FUNCTION: run_once in data/, and again if a set is not there.
 prepare_once() {
@@ -881,13 +898,22 @@ if [ -z "${scorer_model}" ]; then
         "${inference_asr_model}"
     scorer_config=${scorer_exp}/config.yaml
     scorer_model=${scorer_exp}/${inference_asr_model}
+    name_scorer
 fi
 
 # One folder for each scorer and measure.
 gate_opt=
 ! "${speech_gate}" || gate_opt=--speech_gate
+scorer_sum() {
+    if [ -z "${scorer_config}" ]; then
+        echo "${scorer_id}"
+    else
+        [ ! -s "${scorer_model}" ] || cat "${scorer_model}" "${scorer_config}" | md5sum
+        echo "${scorer_lang}${scorer_task:+ ${scorer_task}}"
+    fi
+}
 score_key=$(make_key "${pool_key}" "$(xargs <<< "${measure_opts} ${gate_opt}")" utt2audio \
-    "$([ ! -s "${scorer_model}" ] || cat "${scorer_model}" "${scorer_config}" | md5sum)")
+    "$(scorer_sum)")
 confidence_dir=${expdir}/confidence_${score_key:0:8}
 score_set() {
     local dset=$1
@@ -910,8 +936,7 @@ score_set() {
     ${decode_cmd} --gpu "${_ngpu}" JOB=1:"${_nj}" "${logdir}"/score.JOB.log \
         python3 -m espnet_atm.bin.score \
             --ngpu "${_ngpu}" \
-            --asr_train_config "${scorer_config}" \
-            --asr_model_file "${scorer_model}" \
+            "${scorer_args[@]}" \
             --wav_scp "${logdir}/${_nj}.JOB/wav.scp" \
             --output_dir "${logdir}/${_nj}.JOB" \
             --max_skipped "${all}" \

@@ -11,7 +11,10 @@ import shlex
 from espnet_atm.errors import UserError, one_line_errors
 
 # What the recipe says, or what has no part in the scores.
-GIVEN = ("asr_train_config", "asr_model_file", "wav_scp", "output_dir", "segments")
+GIVEN = (
+    *("scorer", "asr_train_config", "asr_model_file", "lang", "task"),
+    *("wav_scp", "output_dir", "segments"),
+)
 OWN = ("ngpu", "max_skipped")  # options of the recipe itself
 COMPUTES = ("num_workers", "batch_bins")
 
@@ -28,7 +31,7 @@ def read_options(text: str) -> tuple[str, str]:
     from espnet_atm.bin import score  # slow: not for no options
 
     parser = score.get_parser()
-    required = [f"--{x}=" for x in GIVEN if x != "segments"]
+    required = ["--wav_scp=", "--output_dir="]
 
     def error(message: str) -> None:
         raise UserError(f"--score_opts {text}: {message}")
