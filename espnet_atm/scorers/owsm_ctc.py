@@ -142,8 +142,6 @@ class OWSMCTCScorer(Scorer):
         UserError: when the frame times are not known, or a window has too few.
     """
 
-    window: int
-
     def __init__(
         self,
         model: ESPnetS2TCTCModel,
