@@ -157,6 +157,9 @@ class OWSMCTCScorer(Scorer):
     def _posteriors(
         self, speech: torch.Tensor, lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
+        most = int(lengths.max())
+        if most > self.window:
+            raise ValueError(f"{most} samples are more than a window's {self.window}")
         steps = torch.arange(speech.size(1), device=speech.device)
         speech = torch.where(steps < lengths[:, None], speech, 0)
         # A negative number drops what is padding of the batch.
@@ -164,12 +167,10 @@ class OWSMCTCScorer(Scorer):
         encoded = self._encode(speech)
         within = (lengths - 1 - self.grid.offset) // self.grid.shift + 1
         frames = within.long().clamp(0, encoded.size(1))
-        longest = int(frames.max())
-        if not longest:
-            raise ValueError(
-                f"{int(lengths.max())} samples are too short for one frame"
-            )
-        return self.model.ctc.log_softmax(encoded[:, :longest]), frames
+        count = int(frames.max())
+        if not count:
+            raise ValueError(f"{most} samples are too short for one frame")
+        return self.model.ctc.log_softmax(encoded[:, :count]), frames
 
     def _encode(self, speech: torch.Tensor) -> torch.Tensor:
         """(B, N) -> (B, T, D), all frames, those of padding too."""

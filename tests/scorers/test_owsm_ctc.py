@@ -143,10 +143,12 @@ def test_frames_are_those_with_their_centres_in_the_audio(scorer):
     assert frames.tolist()[:4] == [1, 1, 1, 2]
 
 
-def test_audio_without_a_frame(scorer):
+def test_audio_of_no_frame_and_of_more_than_a_window(scorer):
     assert scorer.is_too_short(1120) and not scorer.is_too_short(1121)
     with pytest.raises(ValueError, match="1000 samples are too short for one frame"):
         scorer.score(torch.randn(1, 1000), torch.tensor([1000]))
+    with pytest.raises(ValueError, match="64001 samples are more than a window's 64000"):
+        scorer.log_probs(torch.randn(1, 64001), torch.tensor([64001]))
 
 
 @pytest.fixture(scope="module")
