@@ -25,7 +25,8 @@ class Scorer(abc.ABC):
         model: what is evaluated.
         sampling_rate: of its audio, in Hz.
         blank_id: the label of the blank.
-        window: samples of the longest audio that it takes at once; None for any.
+        window: samples that each utterance is padded to, and the most that the model
+            takes at once; None where it takes any.
         device: where to run it.
         half: on a GPU, compute in bfloat16 where it can, else in float16.
 

@@ -149,7 +149,8 @@ def score_corpus(
         )
     seconds = BATCH_SECONDS[scorer.device != "cpu"]
     batch_bins = batch_bins or seconds * scorer.sampling_rate
-    max_samples = max_seconds * scorer.sampling_rate
+    whole_samples = max_seconds * scorer.sampling_rate
+    max_samples = min(whole_samples, scorer.window or math.inf)
 
     windows = [
         range(start, min(start + WINDOW, len(dataset)))
@@ -190,7 +191,7 @@ def score_corpus(
                     first, samples, part = index + 1, 0, Part({}, {}, {})
 
     def note(batch: List[int], lengths: Dict[int, int]) -> None:
-        if lengths[batch[0]] > max_samples:
+        if lengths[batch[0]] > whole_samples:
             # Now it matters, and not before.
             claim(writer.dir, {"max_seconds": max_seconds})
         writer.note(
@@ -305,7 +306,10 @@ def _unpack(found: np.ndarray) -> np.ndarray:
 
 
 def make_batches(
-    lengths: Dict[Hashable, int], batch_bins: int, alone: bool
+    lengths: Dict[Hashable, int],
+    batch_bins: int,
+    alone: bool,
+    window: Optional[int] = None,
 ) -> List[List[Hashable]]:
     """Fill batches with utterances of about the same length.
 
@@ -314,11 +318,12 @@ def make_batches(
         batch_bins: samples of a batch, padding included; a longer utterance is a batch
             of its own.
         alone: let only utterances of the same length be together.
+        window: samples that each is padded to; None for those of the longest.
     """
     batches: List[List[Hashable]] = []
     longest = 0
     for utt in sorted(lengths, key=lambda utt: (-lengths[utt], utt)):
-        full = not batches or (len(batches[-1]) + 1) * longest > batch_bins
+        full = not batches or (len(batches[-1]) + 1) * (window or longest) > batch_bins
         if full or (alone and lengths[utt] != longest):
             batches.append([])
             longest = lengths[utt]
@@ -366,7 +371,7 @@ def score_window(
             raise
         except Exception as e:
             skipped[utt] = f"the scorer fails: {e or type(e).__name__}"
-    batches = make_batches(short, batch_bins, alone)
+    batches = make_batches(short, batch_bins, alone, scorer.window)
     while batches:
         batch = batches.pop(0)
         note(batch, lengths)

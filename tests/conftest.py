@@ -209,6 +209,65 @@ ASR_CONFIG = {
 }
 
 
+# OWSM-CTC as published, small, and with a window of 4 s.
+OWSM_CONFIG = {
+    "frontend": "default",
+    "frontend_conf": {"fs": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160},
+    "normalize": "utterance_mvn",
+    "encoder": "e_branchformer_ctc",
+    "encoder_conf": {
+        "output_size": 16,
+        "attention_heads": 2,
+        "attention_layer_type": "selfattn",
+        "pos_enc_layer_type": "abs_pos",
+        "cgmlp_linear_units": 16,
+        "cgmlp_conv_kernel": 3,
+        "linear_units": 16,
+        "num_blocks": 2,
+        "input_layer": "conv2d8",
+        "use_ffn": True,
+        "macaron_ffn": True,
+        "interctc_layer_idx": [1],
+        "interctc_use_conditioning": True,
+        "use_flash_attn": True,
+    },
+    "promptencoder": "transformer",
+    "promptencoder_conf": {
+        "output_size": 8,
+        "attention_heads": 2,
+        "linear_units": 16,
+        "num_blocks": 1,
+        "use_flash_attn": True,
+    },
+    "preprocessor": "s2t_ctc",
+    "preprocessor_conf": {"fs": 16000, "speech_length": 4, "nolang_symbol": "<nolang>"},
+    "model": "espnet_ctc",
+    "model_conf": {"interctc_weight": 0.5, "report_cer": False, "report_wer": False},
+    "token_type": "char",
+    "token_list": [
+        *("<blank>", "<unk>", "<na>", "<nolang>", "<eng>", "<deu>", "<asr>"),
+        *("<st_deu>", "<0.00>", "<0.02>", "a", "b", "<sos>", "<eos>", "<sop>"),
+    ],
+}
+
+
+def make_model(task, folder: Path, conf: dict) -> tuple[Path, Path]:
+    """Makes an untrained model of a task of ESPnet's: its config.yaml and .pth."""
+    file = folder / "train.yaml"
+    conf = dict(conf)
+    tokens = conf.pop("token_list")
+    (folder / "tokens.txt").write_text("\n".join(tokens) + "\n")
+    file.write_text(yaml.safe_dump(conf))
+    args = task.get_parser().parse_args(
+        ["--config", str(file), "--token_list", str(folder / "tokens.txt")]
+    )
+    torch.manual_seed(0)
+    model = task.build_model(args)
+    torch.save(model.state_dict(), folder / "model.pth")
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    return folder / "config.yaml", folder / "model.pth"
+
+
 @pytest.fixture(scope="session")
 def make_asr(tmp_path_factory):
     """Makes an untrained ESPnet ASR model: its config.yaml and .pth."""
@@ -216,19 +275,19 @@ def make_asr(tmp_path_factory):
 
     def make(**config) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp("asr")
-        file = folder / "train.yaml"
-        conf = {**ASR_CONFIG, **config}
-        tokens = conf.pop("token_list")
-        (folder / "tokens.txt").write_text("\n".join(tokens) + "\n")
-        file.write_text(yaml.safe_dump(conf))
-        args = ASRTask.get_parser().parse_args(
-            ["--config", str(file), "--token_list", str(folder / "tokens.txt")]
-        )
-        torch.manual_seed(0)
-        model = ASRTask.build_model(args)
-        torch.save(model.state_dict(), folder / "model.pth")
-        (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-        return folder / "config.yaml", folder / "model.pth"
+        return make_model(ASRTask, folder, {**ASR_CONFIG, **config})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_owsm(tmp_path_factory):
+    """Makes an untrained OWSM-CTC model: its config.yaml and .pth."""
+    from espnet2.tasks.s2t_ctc import S2TTask
+
+    def make(**config) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("owsm")
+        return make_model(S2TTask, folder, {**OWSM_CONFIG, **config})
 
     return make
 

@@ -15,3 +15,6 @@ def test_batches_hold_utterances_of_about_the_same_length():
     )
     alone = make_batches(lengths, batch_bins=1000, alone=True)
     assert alone == [["e"], ["b", "f"], ["d"], ["c"], ["a"]]
+    del lengths["e"]
+    padded = make_batches(lengths, batch_bins=200, alone=False, window=100)
+    assert padded == [["b", "f"], ["d", "c"], ["a"]]

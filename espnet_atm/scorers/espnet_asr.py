@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Optional, Tuple, Union
 
-import humanfriendly
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 
@@ -15,6 +14,11 @@ from espnet_atm.frames import (
     subsampling_layers,
 )
 from espnet_atm.scorer import Scorer
+from espnet_atm.scorers.espnet import (
+    build_model,
+    check_kind,
+    frontend_rate,
+)
 from espnet_atm.transducer import ASRTask  # also reads a transducer that has a CTC head
 from espnet_atm.weights import load_weights, read_weights
 
@@ -31,40 +35,14 @@ def load(
     half: bool = False,
 ) -> "ESPnetASRScorer":
     """What ``asr.sh`` or the model zoo left; see :meth:`Scorer.from_files`."""
-    config = read_config(asr_train_config)
-    for name in ("token_list", "encoder", "ctc_conf"):
-        if name not in config:
-            raise UserError(
-                f"{asr_train_config}: is not the config.yaml of an ASR model: it has "
-                f"no {name}"
-            )
+    files = asr_train_config, asr_model_file
+    config = read_config(files[0])
+    check_kind(config, asr_train_config, "ASR", ("token_list", "encoder", "ctc_conf"))
     state = read_weights(asr_model_file)
-    try:
-        model, args = ASRTask.build_model_from_file(
-            str(asr_train_config), str(asr_model_file), device
-        )
-    except Exception as e:  # whatever ESPnet raises on a config that is none
-        raise UserError(
-            f"{asr_train_config}: no ASR model can be built from it and "
-            f"{asr_model_file}: {type(e).__name__}: {' '.join(str(e).split())[:300]}"
-        ) from e
+    model, args = build_model(ASRTask, "ASR", *files, device)
     if getattr(model, "ctc", None) is not None:
         load_weights(model, state, asr_model_file, asr_train_config, SCORING)
-    if getattr(model, "frontend", None) is None:
-        raise UserError(
-            f"{asr_train_config}: the scorer has no frontend (input_size: "
-            f"{args.input_size}); scoring starts from audio"
-        )
-    conf = args.frontend_conf if isinstance(args.frontend_conf, dict) else {}
-    fs = conf.get("fs", 16000)
-    try:
-        rate = humanfriendly.parse_size(str(fs))
-    except humanfriendly.InvalidSize:
-        rate = 0
-    if rate < 1:
-        raise UserError(
-            f"{asr_train_config}: frontend_conf.fs: {fs!r} is no sampling rate"
-        )
+    rate = frontend_rate(model, args, asr_train_config)
     return ESPnetASRScorer(model, rate, device=device, half=half)
 
 

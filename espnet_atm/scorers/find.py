@@ -108,8 +108,9 @@ def find_scorer(
     if model_file is not None:
         found = _espnet(Path(model), Path(model_file))
     else:
-        found = _find(str(model), lang)
-    given = {"lang": lang, "task": task}
+        found = _find(str(model), lang and lang.strip("<>"))
+    # One word for eng and <eng>.
+    given = {x: y and y.strip("<>") for x, y in (("lang", lang), ("task", task))}
     for name, value in given.items():
         if value is not None and name not in OPTIONS[found.kind]:
             raise UserError(
