@@ -7,7 +7,6 @@ from typing import Dict, Iterator, Optional, Tuple, Union
 import torch
 
 from espnet_atm.confidence import frame_confidence, refine_confidence
-from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorers.find import find_scorer
 from espnet_atm.speech import speech_probability
@@ -150,8 +149,6 @@ class Scorer(abc.ABC):
         confidence = frame_confidence(log_probs, blank_id=self.blank_id, **measure)
         steps = torch.arange(confidence.size(1), device=confidence.device)
         confidence = confidence.masked_fill(steps >= frames[:, None], 0)
-        if not bool(torch.isfinite(confidence).all()):
-            raise UserError("the scorer's posteriors are not finite")
         audio = speech.to(self.device), lengths.to(self.device)
         return self._refine(confidence, frames, *audio, *gates), frames
 
