@@ -3,7 +3,9 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO, Iterator, Mapping
+
+from espnet_atm.errors import UserError
 
 
 @contextlib.contextmanager
@@ -34,3 +36,24 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
         raise OSError(cause.errno, cause.strerror, str(file)) from None
+
+
+def write_new(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a folder, which is made, and none in place of another.
+
+    Args:
+        folder: where to.
+        contents: by name.
+
+    Raises:
+        UserError: naming a file that is there and not the same, before any is written.
+        OSError: naming the file that cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        file = folder / name
+        if file.exists() and file.read_bytes() != content:
+            raise UserError(f"{file}: is there, and is another: give another --output_dir")
+    for name, content in contents.items():
+        with whole_file(folder / name) as f:
+            f.write(content)

@@ -10,7 +10,7 @@ import transformers
 import yaml
 from conftest import CNN, ROOT, SSL_CONFIG
 from espnet2.tasks.ssl import SSLTask as STOCK
-from test_export_ssl import run_without_the_package
+from test_export import run_without_the_package
 from test_huggingface import CASES, outputs_there, save
 from transformers.models.wav2vec2.modeling_wav2vec2 import _sample_negative_indices
 
@@ -160,18 +160,6 @@ def test_training_goes_on_where_hugging_face_stopped(tmp_path, spoken):
         optimizer.step()
     end = loss_of(model)
     assert end < start < random, (random, start, end)
-
-
-def test_training_options_are_those_of_a_config(tmp_path):
-    save(tmp_path / "there")
-    base = tmp_path / "base.yaml"
-    mine = {"optim": "adam", "ssl_conf": {"masker": "random"}, "encoder": "conformer"}
-    base.write_text(yaml.safe_dump(mine))
-    config = run(tmp_path / "there", tmp_path / "here", "--base_config", str(base))
-    assert config["optim"] == "adam" and config["ssl_conf"] == {"masker": "random"}
-    assert config["encoder"] == "wav2vec2_transformer"
-    config = run(tmp_path / "there", tmp_path / "plain")
-    assert config["ssl_conf"] == {"masker": "atm"} and "optim" not in config
 
 
 # In the shapes of egs2/librispeech/ssl1's HuBERT, and of XEUS as ESPnet 202611 builds it.
