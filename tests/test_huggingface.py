@@ -252,16 +252,6 @@ def test_hubert_without_norm_of_features(tmp_path, speech):
     assert all(torch.equal(state[k], v) for k, v in there.state_dict().items())
 
 
-def test_training_options_are_those_of_a_config(tmp_path):
-    save(tmp_path)
-    base = {"optim": "adam", "ssl_conf": {"masker": "random"}, "encoder": "conformer"}
-    config, *_ = import_model(tmp_path, base)
-    assert config["optim"] == "adam" and config["ssl_conf"] == {"masker": "random"}
-    assert config["encoder"] == "wav2vec2_transformer"
-    config, *_ = import_model(tmp_path, {})
-    assert config["ssl_conf"] == {"masker": "atm"} and "optim" not in config
-
-
 def test_classes_are_those_asked_for_then_a_configs(tmp_path):
     save(tmp_path, "hubert")
     base = {"loss": [{"name": "hubert", "conf": {"num_classes": 7}}]}

@@ -162,6 +162,18 @@ def test_training_goes_on_where_hugging_face_stopped(tmp_path, spoken):
     assert end < start < random, (random, start, end)
 
 
+def test_training_options_are_those_of_a_config(tmp_path):
+    save(tmp_path / "there")
+    base = tmp_path / "base.yaml"
+    mine = {"optim": "adam", "ssl_conf": {"masker": "random"}, "encoder": "conformer"}
+    base.write_text(yaml.safe_dump(mine))
+    config = run(tmp_path / "there", tmp_path / "here", "--base_config", str(base))
+    assert config["optim"] == "adam" and config["ssl_conf"] == {"masker": "random"}
+    assert config["encoder"] == "wav2vec2_transformer"
+    config = run(tmp_path / "there", tmp_path / "plain")
+    assert config["ssl_conf"] == {"masker": "atm"} and "optim" not in config
+
+
 # In the shapes of egs2/librispeech/ssl1's HuBERT, and of XEUS as ESPnet 202611 builds it.
 ZOO = {
     "hubert": {
