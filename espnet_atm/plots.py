@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Dict, List, Sequence
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from espnet_atm.corpus import Corpus
 from espnet_atm.guidance import Heard
 from espnet_atm.masking import sample_span_mask
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 SPEECH_COLOUR, OTHER_COLOUR = "tab:blue", "tab:orange"
 DRAWS = 500
@@ -22,7 +19,8 @@ def plot_frames(heard: List[Heard], file: Path) -> Dict[str, float]:
     """Distribution of frame confidence, speech against the rest; its means."""
     confidence = np.concatenate([x.confidence for x in heard])
     speech = np.concatenate([x.speech for x in heard])
-    figure, axes = plt.subplots(figsize=(8, 3.5))
+    figure = Figure(figsize=(8, 3.5))
+    axes = figure.subplots()
     bins = np.linspace(0, 1, 41)
     for name, part, colour in (
         ("speech", confidence[speech], SPEECH_COLOUR),
@@ -55,7 +53,8 @@ def plot_utterances(
     for utt, mean in means.items():
         groups.setdefault(categories.get(utt, "all"), []).append(mean)
     groups = dict(sorted(groups.items(), key=lambda x: -np.mean(x[1])))
-    figure, axes = plt.subplots(figsize=(8, 0.6 * len(groups) + 1.5))
+    figure = Figure(figsize=(8, 0.6 * len(groups) + 1.5))
+    axes = figure.subplots()
     axes.boxplot(
         list(groups.values()),
         orientation="horizontal",
@@ -78,8 +77,9 @@ def plot_example(
     settings, grid = corpus.settings, corpus.grid
     frames, fs = len(heard.confidence), settings.fs
     seconds = (grid.offset + grid.shift * np.arange(frames)) / fs
-    figure, (top, middle, odds, bottom) = plt.subplots(
-        4, 1, figsize=(10, 7.5), sharex=True, height_ratios=[3, 1.7, 2, 1.6]
+    figure = Figure(figsize=(10, 7.5))
+    top, middle, odds, bottom = figure.subplots(
+        4, 1, sharex=True, height_ratios=[3, 1.7, 2, 1.6]
     )
     top.specgram(audio + 1e-8, NFFT=400, noverlap=240, Fs=fs, cmap="magma")
     top.set(ylabel="Hz")
@@ -120,8 +120,7 @@ def plot_example(
     save(figure, file)
 
 
-def save(figure: plt.Figure, file: Path) -> None:
-    """Write a figure and free it."""
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure."""
     figure.tight_layout()
     figure.savefig(file, dpi=100)
-    plt.close(figure)
