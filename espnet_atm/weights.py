@@ -200,13 +200,13 @@ def _check_init(model: torch.nn.Module, item: str, ignore: bool) -> None:
         )
 
 
-def _some(names: List[str]) -> str:
-    more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
-
-
 def pth_bytes(state: Dict[str, torch.Tensor]) -> bytes:
     """What a ``.pth`` of these weights holds."""
     pth = io.BytesIO()
     torch.save(state, pth)
     return pth.getvalue()
+
+
+def _some(names: List[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
