@@ -7,7 +7,6 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 from espnet_atm.confidence import MEASURES, check_refinement
 from espnet_atm.errors import UserError
 from espnet_atm.masking import UNDRAWN, check_mask_options, check_sharpness
-from espnet_atm.track import read_track_grid  # noqa: F401  (its name before it moved)
 from espnet_atm.values import (
     MOST_FRAMES,
     flag,

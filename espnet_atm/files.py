@@ -3,7 +3,9 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO, Iterator, Mapping
+
+from espnet_atm.errors import UserError
 
 
 @contextlib.contextmanager
@@ -36,11 +38,28 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
         raise OSError(cause.errno, cause.strerror, str(file)) from None
 
 
-def write_once(file: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8") as f:
-        f.write(text + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(file)
+def write_line(file: Path, text: str) -> None:
+    """Write a file of one line, whole or not at all."""
+    with whole_file(file) as f:
+        f.write(f"{text}\n".encode())
+
+
+def write_new(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a folder, which is made, and none in place of another.
+
+    Args:
+        folder: where to.
+        contents: by name.
+
+    Raises:
+        UserError: naming a file that is there and not the same, before any is written.
+        OSError: naming the file that cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        file = folder / name
+        if file.exists() and file.read_bytes() != content:
+            raise UserError(f"{file}: is there, and is another: give another --output_dir")
+    for name, content in contents.items():
+        with whole_file(folder / name) as f:
+            f.write(content)

@@ -201,6 +201,45 @@ def normalizes(model: Union[str, Path]) -> bool:
     return extractor.do_normalize
 
 
+def import_model(
+    model: Union[str, Path],
+    base: Dict[str, Any],
+    num_classes: Optional[int] = None,
+    label_downsampling: int = 1,
+) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor], List[str]]:
+    """What pre-training needs to continue from a published model.
+
+    Args:
+        model: a folder, or a hub's tag.
+        base: an SSL config, of which everything is taken that the model does not say.
+        num_classes: of HuBERT's labels; if None, those of ``base``, or 500.
+        label_downsampling: labels to a frame of 20 ms.
+
+    Returns:
+        The SSL config, the weights to begin with, and the names of those left out.
+
+    Raises:
+        UserError: as :func:`read` and :func:`to_espnet` do.
+    """
+    config, normalize_audio, state, left_out = read(model)
+    classes = num_classes or _classes_of(base) or 500
+    train, weights = to_espnet(config, normalize_audio, state, classes)
+    collate = {
+        **(base.get("collate_fn_conf") or {}),
+        "label_downsampling": label_downsampling,
+    }
+    train = {"ssl_conf": {"masker": "atm"}, **base, "collate_fn_conf": collate, **train}
+    return train, weights, left_out
+
+
+def _classes_of(config: Dict[str, Any]) -> Optional[int]:
+    """``num_classes`` of the loss hubert in a config, if it has one."""
+    for loss in config.get("loss") or []:
+        if loss["name"] == "hubert":
+            return loss.get("conf", {}).get("num_classes")
+    return None
+
+
 def to_espnet(
     config: Any,
     normalize_audio: bool,

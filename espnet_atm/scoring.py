@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from espnet_atm.audio import AudioDataset, AudioError
 from espnet_atm.errors import UserError
-from espnet_atm.files import write_once
+from espnet_atm.files import write_line
 from espnet_atm.store import ScoreWriter, claim
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def score_corpus(
     }
     claim(writer.dir, grid)
     for name, value in grid.items():
-        write_once(writer.dir / name, str(value))
+        write_line(writer.dir / name, str(value))
     logging.info(
         f"scorer frames: every {scorer.grid.shift} samples at {scorer.sampling_rate} Hz"
     )

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from espnet_atm.audio import Table
 from espnet_atm.errors import UserError
-from espnet_atm.files import write_once
+from espnet_atm.files import write_line
 from espnet_atm.track import (
     AUDIO_COLUMNS,
     SOURCE,
@@ -400,7 +400,7 @@ def claim(output_dir: Path, scorer: Dict, anew: bool = False) -> None:
             "give another --output_dir, or remove that one"
         )
     if not scorer.keys() <= there.keys():
-        write_once(output_dir / "scorer", json.dumps({**there, **scorer}))
+        write_line(output_dir / "scorer", json.dumps({**there, **scorer}))
 
 
 def claim_length(output_dir: Path, max_seconds: float, longest: Tuple[float, str]) -> None:
@@ -434,5 +434,5 @@ def check_grid(output_dir: Path) -> None:
     scorer = read_scorer(output_dir) or {}
     for name in GRID:
         if name in scorer and not (output_dir / name).exists():
-            write_once(output_dir / name, str(scorer[name]))
+            write_line(output_dir / name, str(scorer[name]))
     read_grid_files(output_dir)

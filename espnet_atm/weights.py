@@ -1,5 +1,6 @@
 """Weights of models: read whole, or refused by name."""
 
+import io
 import logging
 import zipfile
 from pathlib import Path
@@ -197,6 +198,13 @@ def _check_init(model: torch.nn.Module, item: str, ignore: bool) -> None:
             f"--init_param {item}: not in {file}, and as random as before: "
             f"{len(random)} weights: {_some(random)}"
         )
+
+
+def pth_bytes(state: Dict[str, torch.Tensor]) -> bytes:
+    """What a ``.pth`` of these weights holds."""
+    pth = io.BytesIO()
+    torch.save(state, pth)
+    return pth.getvalue()
 
 
 def _some(names: List[str]) -> str:

@@ -112,6 +112,48 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def scored(spoken, tmp_path) -> Path:
+    """A folder with speech and noise in three takes each, and their scores.
+
+    ``wav.scp``, ``utt2category``, and in ``scores`` tracks that rank noise above speech.
+    """
+    from espnet_atm.confidence import frame_energy
+    from espnet_atm.frames import FrameGrid
+
+    grid = FrameGrid(640, 479.5)
+    tracks, wavs, means, categories = {}, [], [], []
+    for condition, speech in spoken.items():
+        soundfile.write(tmp_path / f"{condition}.wav", speech.numpy(), 16000)
+        frames = (len(speech) - 160) // 640
+        energy = frame_energy(
+            speech[None], torch.tensor([len(speech)]), grid, torch.tensor([frames])
+        )
+        for take in range(3):
+            utt = f"{condition}-{take}"
+            wavs.append(f"{utt} {tmp_path}/{condition}.wav\n")
+            # Sure of what is silent, and of noise.
+            track = np.where(energy[0].numpy() < -20, 0.9, 0.6)
+            track = np.full(frames, 0.95) if condition == "purenoise" else track
+            tracks[utt] = track[:, None].astype(np.float32)
+            means.append(f"{utt} {np.rint(track * 255).mean() / 255:.6f}\n")
+            categories.append(f"{utt} {condition}\n")
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    kaldiio.save_ark(
+        str(folder / "confidence.ark"),
+        tracks,
+        scp=str(folder / "confidence.scp"),
+        compression_method=7,
+    )
+    (folder / "frame_shift").write_text("640\n")
+    (folder / "frame_offset").write_text("479.5\n")
+    (folder / "utt2confidence").write_text("".join(means))
+    (tmp_path / "wav.scp").write_text("".join(wavs))
+    (tmp_path / "utt2category").write_text("".join(categories))
+    return tmp_path
+
+
 CONFORMER = {
     "output_size": 16,
     "attention_heads": 2,

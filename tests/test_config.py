@@ -2,11 +2,9 @@ from argparse import Namespace
 
 import pytest
 
-from espnet_atm.config import SSLConf, find_track, read_track_grid
+from espnet_atm.config import SSLConf, find_track
 from espnet_atm.errors import UserError
-from espnet_atm.frames import FrameGrid
 
-ENCODER = FrameGrid(640, 479.5)
 SCORER = {"asr_train_config": "config.yaml", "asr_model_file": "x.pth"}
 
 
@@ -77,6 +75,14 @@ def test_defaults_are_the_papers():
             "track_conf is for stored tracks; write its options under scorer",
         ),
         ({"scorer": "exp/asr"}, "ssl_conf.scorer: 'exp/asr' is not a mapping"),
+        (
+            {"scorer": {**SCORER, "model": "someone/model"}},
+            "ssl_conf.scorer: model and asr_train_config both say what scores",
+        ),
+        ({"scorer": {"model": ""}}, "asr_train_config is missing; .* or scorer: {model"),
+        ({"scorer": {"model": 5}}, "ssl_conf.scorer.model: 5 is not a name"),
+        ({"scorer": {"model": "x", "lang": False}}, "scorer.lang: False is not a name"),
+        ({"scorer": {"model": "x", "lang": ""}}, "scorer.lang: '' is not a name"),
     ],
 )
 def test_impossible_settings_are_refused_with_what_to_write(conf, message):
@@ -259,43 +265,3 @@ def test_missing_track_is_refused_with_what_to_add():
         find_track(paths, option)
     paths.append(("c/confidence.scp", "confidence", "kaldi_ark"))
     assert find_track(paths, option) == "c/confidence.scp"
-
-
-def test_grid_of_a_track(tmp_path):
-    scp = str(tmp_path / "confidence.scp")
-    with pytest.raises(ValueError, match="frame_shift is missing.*echo 640 > "):
-        read_track_grid(scp, 16000, ENCODER)
-    (tmp_path / "frame_shift").write_text("320\n")
-    assert read_track_grid(scp, 16000, ENCODER) == FrameGrid(320, 160)
-    (tmp_path / "frame_offset").write_text("199.5\n")
-    assert read_track_grid(scp, 16000, ENCODER) == FrameGrid(320, 199.5)
-
-
-def test_grid_of_a_track_by_a_scorer_of_another_rate(tmp_path):
-    scp = str(tmp_path / "confidence.scp")
-    (tmp_path / "frame_shift").write_text("320\n")
-    (tmp_path / "frame_offset").write_text("239.5\n")
-    (tmp_path / "sampling_rate").write_text("8000\n")
-    assert read_track_grid(scp, 16000, ENCODER) == FrameGrid(640, 479.0)
-    assert read_track_grid(scp, 8000, ENCODER) == FrameGrid(320, 239.5)
-    (tmp_path / "sampling_rate").write_text("22050\n")
-    grid = read_track_grid(scp, 16000, ENCODER)
-    assert grid.shift == pytest.approx(320 * 16000 / 22050)
-    (tmp_path / "sampling_rate").write_text("8k\n")
-    with pytest.raises(ValueError, match="sampling_rate: '8k' is not a positive whole"):
-        read_track_grid(scp, 16000, ENCODER)
-
-
-@pytest.mark.parametrize("shift", ["0", "-640", "0.04", "forty", ""])
-def test_impossible_rates_are_refused(tmp_path, shift):
-    (tmp_path / "frame_shift").write_text(shift)
-    with pytest.raises(ValueError, match="is not a positive whole number of samples"):
-        read_track_grid(str(tmp_path / "confidence.scp"), 16000, ENCODER)
-
-
-def test_a_track_much_coarser_than_the_encoder_is_refused(tmp_path):
-    (tmp_path / "frame_shift").write_text("16000")
-    with pytest.raises(
-        ValueError, match="one value in 16000 samples is too coarse .* 640"
-    ):
-        read_track_grid(str(tmp_path / "confidence.scp"), 16000, ENCODER)

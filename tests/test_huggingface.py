@@ -4,7 +4,7 @@ import transformers
 import yaml
 
 from espnet_atm.errors import UserError
-from espnet_atm.huggingface import read, to_espnet, to_huggingface
+from espnet_atm.huggingface import import_model, read, to_espnet, to_huggingface
 from espnet_atm.task import ATMSSLTask
 
 SMALL = dict(
@@ -250,3 +250,12 @@ def test_hubert_without_norm_of_features(tmp_path, speech):
     assert not back.config.feat_proj_layer_norm
     state = back.state_dict()
     assert all(torch.equal(state[k], v) for k, v in there.state_dict().items())
+
+
+def test_classes_are_those_asked_for_then_a_configs(tmp_path):
+    save(tmp_path, "hubert")
+    base = {"loss": [{"name": "hubert", "conf": {"num_classes": 7}}]}
+    for base, asked, classes in (({}, None, 500), (base, None, 7), (base, 3, 3)):
+        config, *_ = import_model(tmp_path, base, asked, label_downsampling=2)
+        assert config["loss"][0]["conf"]["num_classes"] == classes
+        assert config["collate_fn_conf"] == {"label_downsampling": 2}

@@ -13,11 +13,11 @@ from espnet_atm import ESPNET
 SOME = [
     "test_task.py::test_trains_with_confidence",
     "test_task.py::test_without_ssl_conf_it_is_espnet_to_the_bit",
-    "bin/test_export_ssl.py::test_an_asr_model_has_all_that_was_learned",
+    "test_export.py::test_an_asr_model_has_all_that_was_learned",
 ]
 # Training, losses, export, and what the trainer writes.
 CORE = ["test_task.py", "test_model.py", "test_trainer.py", "losses"]
-CORE += ["bin/test_export_ssl.py"]
+CORE += ["test_export.py", "bin/test_export_ssl.py"]
 
 
 @pytest.mark.parametrize("tests", [SOME, pytest.param(CORE, marks=pytest.mark.slow)])

@@ -9,9 +9,11 @@ import pytest
 
 from espnet_atm.audio import checksum
 from espnet_atm.errors import UserError
+from espnet_atm.frames import FrameGrid
 from espnet_atm.track import TrackReader, read_track_grid
 
 RATE = 16000
+ENCODER = FrameGrid(640, 479.5)
 
 
 def store(folder, tracks, by_score=True, audio=None) -> None:
@@ -324,3 +326,43 @@ def test_a_damaged_scorer_is_refused(tmp_path, text):
     (tmp_path / "scorer").write_text(text)
     with pytest.raises(UserError, match="scorer: is damaged"):
         read_track_grid(str(tmp_path / "confidence.scp"), RATE)
+
+
+def test_grid_of_a_track(tmp_path):
+    scp = str(tmp_path / "confidence.scp")
+    with pytest.raises(ValueError, match="frame_shift is missing.*echo 640 > "):
+        read_track_grid(scp, 16000, ENCODER)
+    (tmp_path / "frame_shift").write_text("320\n")
+    assert read_track_grid(scp, 16000, ENCODER) == FrameGrid(320, 160)
+    (tmp_path / "frame_offset").write_text("199.5\n")
+    assert read_track_grid(scp, 16000, ENCODER) == FrameGrid(320, 199.5)
+
+
+def test_grid_of_a_track_by_a_scorer_of_another_rate(tmp_path):
+    scp = str(tmp_path / "confidence.scp")
+    (tmp_path / "frame_shift").write_text("320\n")
+    (tmp_path / "frame_offset").write_text("239.5\n")
+    (tmp_path / "sampling_rate").write_text("8000\n")
+    assert read_track_grid(scp, 16000, ENCODER) == FrameGrid(640, 479.0)
+    assert read_track_grid(scp, 8000, ENCODER) == FrameGrid(320, 239.5)
+    (tmp_path / "sampling_rate").write_text("22050\n")
+    grid = read_track_grid(scp, 16000, ENCODER)
+    assert grid.shift == pytest.approx(320 * 16000 / 22050)
+    (tmp_path / "sampling_rate").write_text("8k\n")
+    with pytest.raises(ValueError, match="sampling_rate: '8k' is not a positive whole"):
+        read_track_grid(scp, 16000, ENCODER)
+
+
+@pytest.mark.parametrize("shift", ["0", "-640", "0.04", "forty", ""])
+def test_impossible_rates_are_refused(tmp_path, shift):
+    (tmp_path / "frame_shift").write_text(shift)
+    with pytest.raises(ValueError, match="is not a positive whole number of samples"):
+        read_track_grid(str(tmp_path / "confidence.scp"), 16000, ENCODER)
+
+
+def test_a_track_much_coarser_than_the_encoder_is_refused(tmp_path):
+    (tmp_path / "frame_shift").write_text("16000")
+    with pytest.raises(
+        ValueError, match="one value in 16000 samples is too coarse .* 640"
+    ):
+        read_track_grid(str(tmp_path / "confidence.scp"), 16000, ENCODER)

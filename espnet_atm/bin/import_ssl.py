@@ -11,16 +11,13 @@ defaults. LayerDrop is not carried over: ESPnet's transformer has none.
 """
 
 import argparse
-import io
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional
 
-import torch
 import yaml
 
 from espnet_atm.errors import UserError, one_line_errors, read_config
-from espnet_atm.files import whole_file
+from espnet_atm.files import write_new
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -44,14 +41,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def classes_of(config: Dict[str, Any]) -> Optional[int]:
-    """``num_classes`` of the loss hubert in a config, if it has one."""
-    for loss in config.get("loss") or []:
-        if loss["name"] == "hubert":
-            return loss.get("conf", {}).get("num_classes")
-    return None
-
-
 def main(cmd=None) -> None:
     """Read, convert, write."""
     args = get_parser().parse_args(cmd)
@@ -61,31 +50,18 @@ def main(cmd=None) -> None:
             raise UserError(f"--{option}: {value} is no number of at least 1")
     base = read_config(args.base_config) if args.base_config else {}
     # Imported late: help must not wait for ESPnet's imports.
-    from espnet_atm.huggingface import read, to_espnet
+    from espnet_atm.huggingface import import_model
+    from espnet_atm.weights import pth_bytes
 
-    config, normalize_audio, state, left_out = read(args.model)
-    classes = args.num_classes or classes_of(base) or 500
-    train, weights = to_espnet(config, normalize_audio, state, classes)
-    collate = {
-        **(base.get("collate_fn_conf") or {}),
-        "label_downsampling": args.label_downsampling,
-    }
-    train = {"ssl_conf": {"masker": "atm"}, **base, "collate_fn_conf": collate, **train}
-    pth = io.BytesIO()
-    torch.save(weights, pth)
+    train, weights, left_out = import_model(
+        args.model, base, args.num_classes, args.label_downsampling
+    )
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {
-        "model.pth": pth.getvalue(),
+        "model.pth": pth_bytes(weights),
         "train.yaml": yaml.safe_dump(train, sort_keys=False).encode(),
     }
-    for name, content in contents.items():
-        file = folder / name
-        if file.exists() and file.read_bytes() != content:
-            raise UserError(f"{file}: is there, and is another: give another --output_dir")
-    for name, content in contents.items():
-        with whole_file(folder / name) as f:
-            f.write(content)
+    write_new(folder, contents)
     logging.info(f"{folder / 'model.pth'}: {len(weights)} tensors of {args.model}")
     if left_out:
         logging.info(f"left out, not of pre-training: {', '.join(left_out)}")

@@ -10,7 +10,7 @@ import transformers
 import yaml
 from conftest import CNN, ROOT, SSL_CONFIG
 from espnet2.tasks.ssl import SSLTask as STOCK
-from test_export_ssl import run_without_the_package
+from test_export import run_without_the_package
 from test_huggingface import CASES, outputs_there, save
 from transformers.models.wav2vec2.modeling_wav2vec2 import _sample_negative_indices
 

@@ -26,11 +26,11 @@ from espnet_atm import scoring
 from espnet_atm.bin import summary
 from espnet_atm.bin.score import main
 from espnet_atm.confidence import align_track, smooth_confidence
-from espnet_atm.config import read_track_grid
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
 from espnet_atm.scorers.find import Source
 from espnet_atm.speech import describe_gate
+from espnet_atm.track import read_track_grid
 
 FILES = ("confidence.ark", "confidence.scp", "utt2confidence", "frame_shift", "scorer")
 

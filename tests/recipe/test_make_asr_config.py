@@ -4,7 +4,7 @@ import torch
 import yaml
 from conftest import RECIPE
 
-from espnet_atm.bin.export_ssl import export
+from espnet_atm.export import export
 from espnet_atm.transducer import ASRTask
 
 TUNING = RECIPE / "conf" / "tuning"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_atm.bin.export_ssl import asr_parts, huggingface_parts, init_params
+from espnet_atm.export import asr_parts, huggingface_parts, init_params
 
 
 def main(cmd=None) -> None:
