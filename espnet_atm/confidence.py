@@ -1,13 +1,13 @@
 """Frame and utterance confidence (Ask2Mask, Sec. III; Baskar et al. 2022)."""
 
 import math
-import sys
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 import torch
 
 from espnet_atm.errors import UserError
+from espnet_atm.values import is_positive
 
 if TYPE_CHECKING:  # what scores only must not wait for ESPnet's front ends
     from espnet_atm.frames import FrameGrid
@@ -164,12 +164,6 @@ def check_refinement(smooth: int, energy_gate: Optional[float]) -> None:
         raise UserError(
             f"energy_gate: {energy_gate!r} is not a positive number of dB; write e.g. 30"
         )
-
-
-def is_positive(value: Any) -> bool:
-    """Whether it is a number, positive and finite; True and ``"1"`` are none."""
-    kind = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return kind and 0 < value <= sys.float_info.max
 
 
 def refine_confidence(

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import sys
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from espnet_atm.errors import UserError
@@ -43,6 +44,12 @@ def number(
     if within is not None and not within[0] <= found <= within[1]:
         raise UserError(f"{name}: {found} is not in {list(within)}")
     return found
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a number, positive and finite; True and ``"1"`` are none."""
+    kind = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return kind and 0 < value <= sys.float_info.max
 
 
 def whole(

@@ -35,12 +35,13 @@ from typing import Dict
 from espnet2.utils.types import float_or_none, str2bool
 
 from espnet_atm.audio import AudioDataset
-from espnet_atm.confidence import MEASURES, check_refinement, is_positive
+from espnet_atm.confidence import MEASURES, check_refinement
 from espnet_atm.errors import UserError, one_line_errors
 from espnet_atm.scorers.find import HELP, Source, find_scorer
 from espnet_atm.scoring import BATCH_SECONDS, compare_sources, score_corpus
 from espnet_atm.speech import describe_gate
 from espnet_atm.store import ScoreWriter, check_grid, claim, claim_length
+from espnet_atm.values import is_positive
 
 MAX_WORKERS = 8
 # Audio that is encoded at once: memory grows with its square (benchmarks/long_memory.py).

@@ -10,7 +10,6 @@ from espnet2.asr.encoder.e_branchformer_ctc_encoder import EBranchformerCTCEncod
 from espnet2.s2t.espnet_ctc_model import ESPnetS2TCTCModel
 from espnet2.tasks.s2t_ctc import S2TTask
 
-from espnet_atm.confidence import is_positive
 from espnet_atm.errors import UserError, read_config
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.scorer import Scorer
@@ -20,6 +19,7 @@ from espnet_atm.scorers.espnet import (
     frontend_rate,
     parse_rate,
 )
+from espnet_atm.values import is_positive
 from espnet_atm.weights import load_weights, read_weights
 
 KIND = "OWSM-CTC"

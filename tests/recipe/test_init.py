@@ -63,3 +63,27 @@ def test_what_cannot_be_started_from_is_named(recipe, tmp_path):
         done = run(recipe, *options, "--expdir", tmp_path / "exp")
         assert done.returncode != 0 and message in done.stderr
         assert "Stage 1" not in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_hubert_and_a_scorer_of_hugging_faces_through_all_stages(
+    recipe, tmp_path, make_ctc
+):
+    """From data preparation to error rates, with nothing of ESPnet's zoo or our own."""
+    save(tmp_path / "tiny", "hubert")
+    command = ["./run.sh", "--init", tmp_path / "tiny", "--scorer_tag", make_ctc()]
+    command += ["--nclusters", "8", "--ssl_max_epoch", "1", "--asr_max_epoch", "1"]
+    command += ["--test_sets", "mini_test_an4"]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=recipe,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    (scores,) = (recipe / "exp/mini").glob("confidence_*/mini_unlabelled")
+    assert len((scores / "confidence.scp").read_text().splitlines()) == 450
+    assert (scores / "frame_shift").read_text() == "320\n"
+    assert "450 of 450 utterances scored" in done.stdout
+    rows = [x for x in (recipe / "RESULTS.md").read_text().splitlines() if "init_tiny" in x]
+    assert len(rows) == 1 and rows[0].count("mini_test_an4") == 1
