@@ -135,6 +135,8 @@ def _find(name: str, lang: Optional[str]) -> Source:
     check_file(path)
     if path.suffix == ".pth":
         return _espnet(path.parent / "config.yaml", path)
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"{name}: is a config; give the weights, or the folder of both")
     return _packed(name, _espnet_files(name))
 
 
@@ -227,7 +229,7 @@ def _huggingface(folder: Path, lang: Optional[str]) -> Source:
 
 
 def _espnet_files(name: Union[str, Path]) -> Dict[str, str]:
-    """Where a published model's files are, in a folder or as what a tag or URL names.
+    """Where a published model's files are: in a folder (Path), or packed, or at a hub.
 
     Raises:
         UserError: naming it, when it cannot be had, or is not what ESPnet packs.
@@ -236,9 +238,15 @@ def _espnet_files(name: Union[str, Path]) -> Dict[str, str]:
     try:
         if isinstance(name, Path):
             # What download_and_unpack does to a hub's snapshot: a folder is one, too.
-            return zoo.ModelDownloader._unpack_cache_dir_for_huggingface(str(name))
+            folder = str(name.absolute())
+            return zoo.ModelDownloader._unpack_cache_dir_for_huggingface(folder)
         return zoo.ModelDownloader().download_and_unpack(name)
     except Exception as e:
+        if Path(name).exists():
+            raise UserError(
+                f"{name}: is not what ESPnet packs with a model, or damaged "
+                f"({_told(e)})"
+            ) from None
         raise _cannot_be_had(str(name), e) from None
 
 
@@ -275,11 +283,14 @@ def _import(name: str):
 
 
 def _cannot_be_had(name: str, error: Exception) -> UserError:
-    text = " ".join(str(error).split())[:300]
     return UserError(
         f"{name}: no such scorer could be had: there is no such file or folder here, and "
-        f"of the hub: {type(error).__name__}: {text}"
+        f"of the hub: {_told(error)}"
     )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _digest(files: Tuple[Path, ...]) -> str:

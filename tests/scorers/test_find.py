@@ -69,7 +69,10 @@ def test_a_packed_model_and_the_folder_it_unpacks_to(packed, tmp_path, monkeypat
     speech, length = torch.randn(1, 16000), torch.tensor([16000])
     expected = Scorer.from_files(packed).score(speech, length)[0]
     shutil.unpack_archive(packed, tmp_path / "folder")
-    found = Scorer.from_files(tmp_path / "folder").score(speech, length)[0]
+    monkeypatch.chdir(tmp_path)  # by a relative path, and then from elsewhere
+    source = find_scorer("folder")
+    monkeypatch.chdir("/")
+    found = source.load().score(speech, length)[0]
     assert torch.equal(found, expected)
 
 
@@ -144,6 +147,9 @@ def test_what_is_no_scorer(asr, make_ctc, tmp_path, monkeypatch):
     (tmp_path / "meta/meta.yaml").write_text("- 1\n")
     meta = {"files": {"lm_file": "x.pth"}, "yaml_files": {}}
     (tmp_path / "other/meta.yaml").write_text(yaml.safe_dump(meta))
+    (tmp_path / "gone").mkdir()
+    meta = {"files": {}, "yaml_files": {"asr_train_config": "exp/config.yaml"}}
+    (tmp_path / "gone/meta.yaml").write_text(yaml.safe_dump(meta))
     (tmp_path / "broken.zip").write_bytes(b"PK no archive")
     for name, message in (
         ("empty", "holds no scorer: it has neither config.json.* nor config.yaml"),
@@ -151,7 +157,9 @@ def test_what_is_no_scorer(asr, make_ctc, tmp_path, monkeypatch):
         ("weights", "holds no scorer"),
         ("meta", "meta.yaml: is not what ESPnet packs"),
         ("other", "is no ASR model: it has no asr_train_config .*only lm_file"),
-        ("broken.zip", "broken.zip: no such scorer could be had"),
+        ("broken.zip", "broken.zip: is not what ESPnet packs with a model, or damaged"),
+        ("gone", "gone: is not what ESPnet packs with a model, or damaged"),
+        ("config/config.yaml", "is a config; give the weights, or the folder of both"),
     ):
         with pytest.raises(UserError, match=message) as e:
             find_scorer(tmp_path / name)
