@@ -30,6 +30,7 @@ from espnet_atm.errors import UserError, check_file
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 CHECKSUM_CHUNK = 1 << 20  # samples
 ARCHIVED = r"(.+):([0-9]{1,18})"
+CUT = r"(.+):([0-9]{1,18}):([0-9]{1,18})"
 MP3 = rb"ID3|\xff[\xe0-\xff]"
 MP3_SLACK = 2 * 1152  # samples by which a decoder's beginning and end may differ
 
@@ -153,10 +154,10 @@ def read_audio(
     """Read the right-hand side of a ``wav.scp`` line.
 
     Args:
-        source: a file that libsndfile reads, ``archive.ark:offset``, or a command that
-            ends with ``|`` and writes an audio file. All parts of a pipeline have to
-            succeed; bash runs it.
-        start, end: the part to read, in seconds.
+        source: a file that libsndfile reads, ``archive.ark:offset``, a command that ends
+            with ``|`` and writes an audio file, or ``FILE:first:last``, a cut. All parts
+            of a pipeline have to succeed; bash runs it.
+        start, end: the part to read, in seconds, of a cut counted from its beginning.
 
     Returns:
         Samples (N,) or (N, channels), float32, in [-1, 1], and the sampling rate in Hz.
@@ -166,12 +167,26 @@ def read_audio(
             fails.
         Exception: whatever the reader of a broken file raises.
     """
+    source, cut = split_cut(source)
     with _open(source) as file:
         if not isinstance(file, tuple):
-            return _read_file(file, start, end)
+            return _read_file(file, cut, start, end)
     rate, audio = file
-    first, last = _part(start, end, len(audio), rate)
+    first, last = _part(cut, start, end, len(audio), rate)
     return audio[first:last], rate
+
+
+def split_cut(source: str) -> Tuple[str, Optional[Tuple[int, int]]]:
+    """Take ``FILE:first:last`` apart.
+
+    Returns:
+        The file, and its first sample and the one after its last; None where the source
+        is no cut.
+    """
+    found = re.fullmatch(CUT, source)
+    if found is None:
+        return source, None
+    return found[1], (int(found[2]), int(found[3]))
 
 
 def check_whole(source: str) -> None:
@@ -181,13 +196,15 @@ def check_whole(source: str) -> None:
     reading a header; of Ogg, reading the file.
 
     Args:
-        source: see :func:`read_audio`; a command is not run, and passes.
+        source: see :func:`read_audio`; a command is not run, and passes; of a cut, the
+            recording counts.
 
     Raises:
         AudioError: saying what is missing; name the utterance yourself.
     """
     if source.endswith("|"):
         return
+    source, _ = split_cut(source)
     with _open(source) as file:
         if not isinstance(file, tuple):
             _check_length(file)
@@ -267,8 +284,10 @@ def _check_length(file: BinaryIO) -> Length:
         raise AudioError(str(e)) from None
 
 
-def _read_file(file: BinaryIO, start: float, end: float) -> Tuple[np.ndarray, int]:
-    whole = end == math.inf
+def _read_file(
+    file: BinaryIO, cut: Optional[Tuple[int, int]], start: float, end: float
+) -> Tuple[np.ndarray, int]:
+    whole = cut is None and end == math.inf
     try:
         length = check_length(file)
     except Damaged as e:
@@ -296,7 +315,7 @@ def _read_file(file: BinaryIO, start: float, end: float) -> Tuple[np.ndarray, in
                 f"does not say how long it is: {f.frames} samples are guessed from its "
                 f"bit rate, and it has about {length.samples}; convert it, e.g. to FLAC"
             )
-        first, last = _part(start, end, f.frames, f.samplerate)
+        first, last = _part(cut, start, end, f.frames, f.samplerate)
         if whole:
             _refuse_cut_off(f)
         try:
@@ -335,14 +354,23 @@ def _check_digest(audio: np.ndarray, length: Length) -> None:
         raise AudioError("is damaged: its samples do not have the checksum of the FLAC")
 
 
-def _part(start: float, end: float, samples: int, rate: int) -> Tuple[int, int]:
+def _part(
+    cut: Optional[Tuple[int, int]], start: float, end: float, samples: int, rate: int
+) -> Tuple[int, int]:
     """The first sample, and the one after the last."""
-    if end == math.inf:
-        return round(start * rate), samples
-    first, last = round(start * rate), round(end * rate)
-    if last > samples:
+    begin, stop = cut or (0, samples)
+    if not begin < stop <= samples and cut is not None:
         raise AudioError(
-            f"its segment ends at {end} s and the recording has {samples / rate:.3f} s"
+            f"is a cut of the samples {begin} to {stop}, and the recording has {samples}"
+        )
+    first = begin + round(start * rate)
+    if end == math.inf:
+        return first, stop
+    last = begin + round(end * rate)
+    if last > stop:
+        raise AudioError(
+            f"its segment ends at {end} s and the recording has "
+            f"{(stop - begin) / rate:.3f} s"
         )
     return first, last
 
@@ -481,8 +509,9 @@ class AudioDataset(torch.utils.data.Dataset):
         source, times = self._source(index)
         what = [source, *map(repr, times)]
         if not source.endswith("|"):
-            found = re.fullmatch(ARCHIVED, source)
-            what.append(_file_state(found[1] if found else source))
+            file, cut = split_cut(source)
+            found = re.fullmatch(ARCHIVED, file)
+            what.append(_file_state(found[1] if found and cut is None else file))
         return hashlib.blake2b("\0".join(what).encode(), digest_size=8).hexdigest()
 
 

@@ -281,3 +281,62 @@ def test_resampled_audio_lasts_as_long(tmp_path, speech):
     audio = AudioDataset(tmp_path / "wav.scp", RATE)[0]
     assert abs(len(audio) - RATE * len(speech) / 22050) <= 1
     assert audio.dtype == np.float32
+
+
+def test_cuts_are_samples_of_the_recording(tmp_path, wav, speech):
+    audio, rate = read_audio(f"{wav}:4000:8000")
+    assert rate == RATE and close(audio, speech[4000:8000])
+    audio, _ = read_audio(f"{wav}:4000:8000", 0.1, 0.2)
+    assert close(audio, speech[5600:7200])
+    assert close(read_audio(f"{wav}:0:{len(speech)}")[0], speech)
+    (tmp_path / "wav.scp").write_text(f"a {wav}:4000:8000\nb {wav}:0:4000\n")
+    dataset = AudioDataset(tmp_path / "wav.scp", RATE)
+    assert close(dataset[0], speech[4000:8000]) and close(dataset[1], speech[:4000])
+    assert dataset.load(0)[1] == f"4000 16000 {checksum(dataset[0])}"
+    before = [dataset.source_hash(i) for i in range(2)]
+    assert len(set(before)) == 2
+    os.utime(wav, (1, 1))
+    again = AudioDataset(tmp_path / "wav.scp", RATE)
+    assert not set(before) & {again.source_hash(i) for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    "cut, message",
+    [
+        ("0:16001", "is a cut of the samples 0 to 16001, and the recording has 16000"),
+        ("5:5", "is a cut of the samples 5 to 5"),
+        ("9:5", "is a cut of the samples 9 to 5"),
+    ],
+)
+def test_cuts_that_are_not_there(wav, cut, message):
+    with pytest.raises(AudioError, match=message):
+        read_audio(f"{wav}:{cut}")
+    with pytest.raises(AudioError, match="no such file: /no/such.flac"):
+        read_audio("/no/such.flac:0:5")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "zeros", "lost"])
+def test_damage_in_the_middle_costs_the_cuts_over_it(tmp_path, damage):
+    """Of a FLAC; what is before and after is what it was."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000 * 30)
+    file = tmp_path / "x.flac"
+    soundfile.write(file, noise, RATE)
+    cuts = [(x * 48000, (x + 1) * 48000) for x in range(10)]
+    whole = [read_audio(f"{file}:{a}:{b}")[0] for a, b in cuts]
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2
+    if damage == "flipped":
+        data[middle] ^= 0x40
+    elif damage == "zeros":
+        data[middle : middle + 20000] = bytes(20000)
+    else:
+        del data[middle : middle + 5000]
+    file.write_bytes(data)
+    lost = 0
+    for (first, last), expected in zip(cuts, whole):
+        try:
+            assert np.array_equal(read_audio(f"{file}:{first}:{last}")[0], expected)
+        except AudioError as e:
+            assert "is cut off or damaged" in str(e)
+            lost += 1
+    assert 1 <= lost <= 2

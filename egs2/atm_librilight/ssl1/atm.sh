@@ -30,6 +30,7 @@ expdir=               # Directory to save experiments (default: exp/<corpus>).
 python="python3 -m espnet_atm"  # Runs the SSL task; see espnet_atm/__main__.py.
 fs=16k                # Sampling rate.
 audio_format=flac     # Of the dumped audio.
+write_segments=false  # Write the pool's segments as files, not as cuts into the recordings.
 min_wav_duration=0.3  # Minimum duration in second.
 max_wav_duration=40   # Maximum duration in second.
 
@@ -162,6 +163,8 @@ Options:
                        # frozen and only the output layer learns (default="${head_epochs}").
     --nclusters        # Of HuBERT's pseudo-labels (default: num_classes of the config).
     --km_portion       # Learn them from this part of the utterances (default="${km_portion}").
+    --write_segments   # true: write the pool's segments as files of their own, e.g. for a slow
+                       # network disk, not as cuts into the recordings (default: false).
     --nj, --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
 EOF
 )
@@ -231,6 +234,10 @@ esac
 case "${exact}" in
     "" | true | false) ;;
     *) die "--exact ${exact}: write true or false" ;;
+esac
+case "${write_segments}" in
+    true|false) ;;
+    *) die "--write_segments ${write_segments}: write true or false" ;;
 esac
 number km_portion "x > 0 && x <= 1" "above 0 and at most 1"
 number min_wav_duration "x >= 0" "of at least 0"
@@ -535,7 +542,8 @@ ssl_sh() {
     # ssl.sh logs a variable "iter" that it never sets
     iter= ./ssl.sh --nj "${nj}" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
         --dumpdir "${dumpdir}" --expdir "${expdir}" --python "${python}" \
-        --audio_format "${audio_format}" --fs "${fs}" --feats_normalize none \
+        --audio_format "$(cat "${data_feats}/${train_set}/audio_format")" --fs "${fs}" \
+        --feats_normalize none \
         --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}" \
         --train_set "${train_set}" --valid_set "${valid_set}" "$@"
 }
@@ -573,7 +581,7 @@ sets_key() {
 data_key() {
     make_key "${corpus} ${size} ${local_data_opts}" "$(cat db.sh)" \
         "$(find local/ -name '*.py' -o -name '*.sh' | sort \
-            | grep -vE '/(path|paper|results|make_|find_scorer|subset_by|check_|run_once|follow_|options|parse_|score_)' | xargs cat)"
+            | grep -vE '/(path|paper|results|make_|find_scorer|cuts|subset_by|check_|run_once|follow_|options|parse_|score_)' | xargs cat)"
 }
 # prepare_once NAME KEY SETS FUNCTION: run_once in data/, and again if a set is not there.
 prepare_once() {
@@ -772,12 +780,28 @@ for_each_set() {
         grep -qxF -- "${dset}" <<< "${trained_sets}" || "$1"
     done
 }
-set_key() { make_key "$(sets_key "${dset}")" "${role}"; }
+set_key() {
+    local written=
+    [ "${role}" != pool ] || ! "${write_segments}" || written=written
+    make_key "$(sets_key "${dset}")" "${role}${written}"
+}
+is_cuts() { head -n 1 "$1/wav.scp" | grep -qE ':[0-9]+:[0-9]+$'; }
 
 # These two do for one set what ssl.sh and asr.sh do for a training and a validation set in
 # their stages 3 and 4: the same set may be shared by runs that pair it with another.
 format_set() {
-    local to=${data_feats}/org/${dumped} opts=() no_text=
+    local to=${data_feats}/org/${dumped} opts=() no_text= why
+    # As cuts, one reads the recordings where they are.
+    if [ "${role}" = pool ] && ! "${write_segments}"; then
+        if why=$(python3 local/cuts.py make --fs "${sampling_rate}" --nj "${nj}" \
+            "data/${dset}" "${to}"); then
+            log "${dumped}: $(wc -l < "${to}/wav.scp") cuts into the recordings; no audio is written"
+            return
+        elif [ $? -ne 3 ]; then
+            exit 1
+        fi
+        log "${why}"
+    fi
     [ "${role}" != test ] || to=${data_feats}/${dumped}
     [ "${role}" != pool ] || no_text=" --no-text"
     utils/copy_data_dir.sh --validate_opts "--non-print${no_text}" "data/${dset}" "${to}"
@@ -793,6 +817,13 @@ format_set() {
 }
 drop_from_set() {
     local from=${data_feats}/org/${dumped} to=${data_feats}/${dumped} all kept
+    if is_cuts "${from}"; then
+        found=$(python3 local/cuts.py select --least "$(samples_of "${min_wav_duration}")" \
+            --most "$(samples_of "${max_wav_duration}")" "${from}" "${to}")
+        read -r all kept <<< "${found}"
+        tell_kept
+        return
+    fi
     utils/copy_data_dir.sh --validate_opts --non-print "${from}" "${to}"
     cp "${from}"/{feats_type,audio_format} "${to}"
     awk -v least="${min_wav_duration}" -v most="${max_wav_duration}" -v fs="${sampling_rate}" \
@@ -803,6 +834,10 @@ drop_from_set() {
     utils/fix_data_dir.sh "${to}"
     all=$(wc -l < "${from}/wav.scp")
     kept=$(wc -l < "${to}/wav.scp")
+    tell_kept
+}
+samples_of() { awk -v x="$1" -v fs="${sampling_rate}" 'BEGIN {printf "%d", x * fs}'; }
+tell_kept() {
     log "${dumped}: ${kept} of ${all} utterances kept; $((all - kept)) are shorter" \
         "than ${min_wav_duration} s, longer than ${max_wav_duration} s or without text"
     [ "${kept}" -gt 0 ] || die "nothing is left of ${dumped}"
@@ -1065,9 +1100,26 @@ if "${needs_labels}"; then
     [ "$(cat "${owner}" 2> /dev/null)" = "${km_key}" ] || km_tag+=_${km_key:0:8}
     km_dir=${expdir}/${km_tag}
 fi
+# write_cuts DIR: ESPnet's script reads files, which are there while it runs.
+write_cuts() {
+    local own=${km_audio}/${1##*/}
+    mkdir -p "${own}"
+    # Half a sample on: what ESPnet makes of the seconds is the sample again.
+    awk -v fs="${sampling_rate}" -v recordings="${own}/recordings" '{
+        utt = $1; sub(/^[^ ]+ /, "")
+        n = split($0, parts, ":"); file = $0
+        sub(/:[0-9]+:[0-9]+$/, "", file)
+        if (!(file in names)) {names[file] = "recording" ++count; print names[file], file > recordings}
+        printf "%s %s %.6f %.6f\n", utt, names[file], (parts[n - 1] + 0.5) / fs, (parts[n] + 0.5) / fs
+    }' "$1/wav.scp" > "${own}/segments"
+    scripts/audio/format_wav_scp.sh --nj "${nj}" --cmd "${train_cmd}" --audio-format flac \
+        --fs "${fs}" --segments "${own}/segments" "${own}/recordings" "${own}"
+    cp "${own}/wav.scp" "$1/wav.scp"
+}
 # Its data directories and features are its own: ESPnet's script drops utterances from them.
 kmeans() {
-    local dset dir
+    local dset dir km_audio=${dumpdir}/feats/${km_tag}_${km_key:0:8}/audio
+    rm -rf "${km_audio}"
     for dset in "${train_set}" "${valid_set}"; do
         dir=${km_dir}/data/${dset}
         rm -rf "${dir}"
@@ -1075,15 +1127,17 @@ kmeans() {
         cp "${data_feats}/${dset}/feats_type" "${dir}"
         [ ! -e "${data_feats}/${dset}/utt2num_samples" ] \
             || cp "${data_feats}/${dset}/utt2num_samples" "${dir}"
+        ! is_cuts "${dir}" || write_cuts "${dir}"
     done
     scripts/feats/perform_kmeans.sh \
         --train_set "${train_set}" --dev_set "${valid_set}" \
         --datadir "${km_dir}/data" --featdir "${dumpdir}/feats/${km_tag}_${km_key:0:8}" \
         --km_dir "${km_dir}" --dictdir "${km_dir}/dict" --nclusters "${nclusters}" \
         --portion "${km_portion}" --storage_save_mode true \
-        --feature_type mfcc --audio_format "${audio_format}" \
+        --feature_type mfcc --audio_format "$(cat "${data_feats}/${train_set}/audio_format")" \
         --audio_sample_rate "${sampling_rate}" \
         --nj "${nj}" --num_threads "${nj}" --cpu_cmd "${train_cmd}" --cuda_cmd "${cuda_cmd}"
+    rm -rf "${km_audio}"
     for dset in "${train_set}" "${valid_set}"; do
         dir=${km_dir}/data/${dset}
         diff <(cut -d' ' -f1 "${data_feats}/${dset}/wav.scp") \

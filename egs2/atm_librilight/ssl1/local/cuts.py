@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""A pool as cuts into its recordings: what ESPnet's stages 3 and 4 make, without audio.
+
+``make`` writes a data directory whose wav.scp says FILE:first:last of each segment, the
+samples that ESPnet's format_wav_scp.py would write, and utt2num_samples. It ends with 3,
+and a line that says why, where the recordings have to be written anew. ``select`` keeps
+what is long enough and not too long. Both go line by line: the files of a data directory
+name the same utterances in the same order.
+"""
+
+import argparse
+import itertools
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import soundfile
+from tqdm import tqdm
+
+from espnet_atm.errors import UserError, one_line_errors
+
+# In which libsndfile's seek is exact to the sample.
+SEEKABLE = {"FLAC", "WAV", "WAVEX", "W64", "RF64", "AIFF", "CAF"}
+TO_WRITE = 3  # exit code
+TABLES = ("wav.scp", "utt2num_samples", "utt2spk", "text")
+
+
+class CannotCut(Exception):
+    """Why recordings have to be written anew."""
+
+
+class Recording(NamedTuple):
+    """A file, and what its header says."""
+
+    source: str
+    samples: int
+    rate: int
+    channels: int
+    format: str
+
+
+def look_at(source: str) -> Recording | None:
+    """The header of a file; None of a pipe or an archive.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    if source.endswith("|") or source.rpartition(":")[2].isdigit():
+        return None
+    try:
+        found = soundfile.info(source)
+    except (soundfile.SoundFileError, OSError) as e:
+        raise UserError(f"{source}: cannot be read: {e}") from None
+    return Recording(
+        *(source, found.frames, found.samplerate, found.channels, found.format)
+    )
+
+
+def refuse(name: str, recording: Recording | None, fs: int) -> None:
+    """Raise CannotCut on what is not of one channel at this rate, in a file to seek in."""
+    if recording is None:
+        raise CannotCut(f"{name} is a pipe or in an archive")
+    if recording.format not in SEEKABLE:
+        raise CannotCut(f"{name} is {recording.format}, where no cut is exact")
+    if recording.rate != fs:
+        raise CannotCut(f"{name} has {recording.rate} Hz, not {fs}")
+    if recording.channels != 1:
+        raise CannotCut(f"{name} has {recording.channels} channels")
+
+
+def lines_of(file: Path) -> Iterator[tuple[str, str]]:
+    """The id and the rest of each line."""
+    with open(file, encoding="utf-8") as f:
+        for line in f:
+            key, rest = line.split(maxsplit=1)
+            yield key, rest.rstrip()
+
+
+def read_recordings(wav_scp: Path, fs: int, jobs: int) -> dict[str, Recording]:
+    """Recordings by name.
+
+    Raises:
+        CannotCut: naming the first that has to be written anew.
+        UserError: naming one that cannot be read.
+    """
+    names, sources = zip(*lines_of(wav_scp))
+    found = {}
+    with ProcessPoolExecutor(min(jobs, len(names))) as pool:
+        looking = pool.map(look_at, map(str.strip, sources), chunksize=256)
+        bar = tqdm(looking, total=len(names), unit="file", mininterval=5, delay=5)
+        try:
+            for name, recording in zip(names, bar):
+                refuse(f"{wav_scp}: {name}", recording, fs)
+                found[name] = recording
+        except Exception:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
+
+
+def cuts_of(
+    segments: Path, recordings: dict[str, Recording]
+) -> Iterator[tuple[str, str, int]]:
+    """Utterance, FILE:first:last and number of samples of each segment.
+
+    Raises:
+        UserError: naming file and line, on a segment that is none.
+    """
+    for number, (utt, rest) in enumerate(lines_of(segments), 1):
+        where = f"{segments}:{number}: {utt} {rest}"
+        try:
+            name, start, end = rest.split()
+            recording, start, end = recordings[name], float(start), float(end)
+        except (ValueError, KeyError):
+            raise UserError(f"{where}: is no recording and two times") from None
+        # As format_wav_scp.py: -1 is the end, and nothing is beyond it.
+        last = recording.samples
+        if end != -1:
+            last = min(int(end * recording.rate), last)
+        first = int(start * recording.rate)
+        if not 0 <= first < last:
+            raise UserError(
+                f"{where}: nothing of {recording.source}, which has {recording.samples} "
+                f"samples at {recording.rate} Hz, is there"
+            )
+        yield utt, f"{recording.source}:{first}:{last}", last - first
+
+
+def make(data_dir: Path, output_dir: Path, fs: int, jobs: int) -> None:
+    """Write the data directory; what was there is written over."""
+    segments = data_dir / "segments"
+    if not segments.exists():
+        raise CannotCut(f"{data_dir} has whole recordings")
+    recordings = read_recordings(data_dir / "wav.scp", fs, jobs)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    speakers = lines_of(data_dir / "utt2spk")
+    with Tables(output_dir) as tables:
+        for utt, cut, samples in tqdm(
+            cuts_of(segments, recordings), unit="utt", mininterval=5, delay=5
+        ):
+            speaker, name = next(speakers, ("no more", ""))
+            if speaker != utt:
+                raise UserError(
+                    f"{data_dir / 'utt2spk'}: has {speaker} where segments has {utt}: sort "
+                    "both, by utils/fix_data_dir.sh"
+                )
+            # ESPnet wants a text file. The pool has none to give away.
+            tables.write(utt, (cut, samples, name, "unlabelled"))
+    if (extra := next(speakers, None)) is not None:
+        raise UserError(f"{data_dir / 'utt2spk'}: has {extra[0]}, and segments has not")
+    (output_dir / "feats_type").write_text("raw\n")
+    # What is read are the recordings; the scripts ask whether it is an archive.
+    (output_dir / "audio_format").write_text("flac\n")
+
+
+def select(from_dir: Path, output_dir: Path, least: int, most: int) -> tuple[int, int]:
+    """Copy what has more samples than ``least`` and fewer than ``most``.
+
+    Returns:
+        How many there are, and how many are kept.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lines = zip(*(lines_of(from_dir / name) for name in TABLES), strict=True)
+    total = 0
+    with Tables(output_dir) as tables:
+        for total, row in enumerate(lines, 1):
+            if least < int(row[1][1]) < most:
+                tables.write(row[0][0], [rest for _, rest in row])
+    for name in ("feats_type", "audio_format"):
+        shutil.copy(from_dir / name, output_dir)
+    return total, tables.count
+
+
+class Tables:
+    """The files of a data directory, put in place together at the end."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.count = 0
+
+    def __enter__(self) -> "Tables":
+        self.files = [
+            open(self.folder / f"{name}.partial", "w", encoding="utf-8") for name in TABLES
+        ]
+        return self
+
+    def write(self, utt: str, columns) -> None:
+        """A line of each."""
+        for file, value in zip(self.files, columns):
+            file.write(f"{utt} {value}\n")
+        self.count += 1
+
+    def __exit__(self, error, *_) -> None:
+        for file in self.files:
+            file.close()
+        if error is not None:
+            return
+        spk2utt = self.folder / "spk2utt.partial"
+        write_spk2utt(self.folder / "utt2spk.partial", spk2utt)
+        for name in (*TABLES, "spk2utt"):
+            (self.folder / f"{name}.partial").replace(self.folder / name)
+
+
+def write_spk2utt(utt2spk: Path, file: Path) -> None:
+    """Utterances by speaker; one after the other, where theirs are together."""
+    seen: dict[str, list[str]] = {}
+    together = True
+    with open(file, "w", encoding="utf-8") as f:
+        for speaker, lines in itertools.groupby(lines_of(utt2spk), lambda x: x[1]):
+            if speaker in seen:
+                together = False
+                break
+            seen[speaker] = []
+            f.write(" ".join([speaker, *(utt for utt, _ in lines)]) + "\n")
+    if together:
+        return
+    seen = {}
+    for utt, speaker in lines_of(utt2spk):
+        seen.setdefault(speaker, []).append(utt)
+    with open(file, "w", encoding="utf-8") as f:
+        f.writelines(f"{speaker} {' '.join(seen[speaker])}\n" for speaker in sorted(seen))
+
+
+def main(cmd=None) -> None:
+    """Make or select."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("make")
+    one.add_argument("--fs", type=int, required=True, help="in Hz")
+    one.add_argument("--nj", type=int, default=1)
+    two = commands.add_parser("select")
+    two.add_argument("--least", type=int, required=True, help="samples; more are kept")
+    two.add_argument("--most", type=int, required=True, help="samples; fewer are kept")
+    for command in (one, two):
+        command.add_argument("from_dir", type=Path)
+        command.add_argument("output_dir", type=Path)
+    args = parser.parse_args(cmd)
+    if args.command == "select":
+        print(*select(args.from_dir, args.output_dir, args.least, args.most))
+        return
+    try:
+        make(args.from_dir, args.output_dir, args.fs, args.nj)
+    except CannotCut as e:
+        print(f"{e}: audio is written")
+        sys.exit(TO_WRITE)
+
+
+if __name__ == "__main__":
+    with one_line_errors("cuts.py"):
+        main()
