@@ -125,6 +125,14 @@ def test_lines_of_the_paper(recipe):
     """Scorer, scores, pre-training, RNN-T with a frozen start, RESULTS.md."""
     log = call(recipe, [*PAPER, "--", *TINY])
     assert "1 missing" in log and "Stage 12: Decode and score" in log
+    # No second copy of the pool's audio, and nothing is decoded for its lengths.
+    assert "cuts into the recordings; no audio is written" in log
+    for dset in ("librilight_unlabelled", "librilight_unlabelled_dev"):
+        dumped = recipe / f"dump/librilight/raw/{dset}"
+        assert not list(recipe.glob(f"dump/librilight/raw/**/{dset}/**/*.flac"))
+        mode = "valid" if dset.endswith("_dev") else "train"
+        shape = recipe / f"exp/librilight/ssl_stats_raw/{mode}/speech_shape"
+        assert shape.read_bytes() == (dumped / "utt2num_samples").read_bytes()
     assert "| jiwer |" in log and "| sclite |" not in log
     assert f"{AMI}_rnnt_head1, seed 0, against {SCORER}, without pre-training, trained on" in log
     exp = recipe / "exp/librilight"

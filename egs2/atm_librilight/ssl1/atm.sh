@@ -1197,9 +1197,28 @@ stats_key=$(make_key "${pool_key}" "${km_key}" "${ssl_args}" \
 ssl_stats=${expdir}/ssl_stats_raw
 ssl_view=${ssl_stats}/${stats_key:0:8}
 stats_step=collect_stats_${stats_key:0:8}
-collect_stats() { ssl_stage 6; }
+# All that is made of statistics without a global normalization is speech_shape, which says
+# what utt2num_samples says, where stages 3 and 4 have left that: nothing is decoded.
+collect_stats() {
+    local dset dir mode
+    for dset in "${train_set}" "${valid_set}"; do
+        dir=${data_feats}/${dset}
+        if [ ! -s "${dir}/utt2num_samples" ] \
+            || ! cmp -s <(cut -d' ' -f1 "${dir}/wav.scp") <(cut -d' ' -f1 "${dir}/utt2num_samples"); then
+            log "${dir} has no utt2num_samples of its utterances: their audio is read"
+            ssl_stage 6
+            return
+        fi
+    done
+    for mode in train valid; do
+        [ "${mode}" = train ] && dset=${train_set} || dset=${valid_set}
+        dir=${ssl_view}/ssl_stats_raw/${mode}
+        mkdir -p "${dir}"
+        cp "${data_feats}/${dset}/utt2num_samples" "${dir}/speech_shape"
+    done
+}
 if runs 9; then
-    log "Stage 9: Collect statistics"
+    log "Stage 9: Lengths of the utterances"
     scored
     if "${needs_labels}" && [ "$(cat "${km_dir}/.steps/kmeans.done" 2> /dev/null)" != "${km_key}" ]
     then
