@@ -25,12 +25,11 @@ import soundfile
 import torch
 
 from espnet_atm.containers import UNKNOWN_LENGTH, Damaged, Length, check_length
+from espnet_atm.cuts import ARCHIVED, split_cut
 from espnet_atm.errors import UserError, check_file
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 CHECKSUM_CHUNK = 1 << 20  # samples
-ARCHIVED = r"(.+):([0-9]{1,18})"
-CUT = r"(.+):([0-9]{1,18}):([0-9]{1,18})"
 MP3 = rb"ID3|\xff[\xe0-\xff]"
 MP3_SLACK = 2 * 1152  # samples by which a decoder's beginning and end may differ
 
@@ -174,19 +173,6 @@ def read_audio(
     rate, audio = file
     first, last = _part(cut, start, end, len(audio), rate)
     return audio[first:last], rate
-
-
-def split_cut(source: str) -> Tuple[str, Optional[Tuple[int, int]]]:
-    """Take ``FILE:first:last`` apart.
-
-    Returns:
-        The file, and its first sample and the one after its last; None where the source
-        is no cut.
-    """
-    found = re.fullmatch(CUT, source)
-    if found is None:
-        return source, None
-    return found[1], (int(found[2]), int(found[3]))
 
 
 def check_whole(source: str) -> None:

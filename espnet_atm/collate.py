@@ -9,6 +9,7 @@ from espnet2.train.collate_fn import HuBERTCollateFn, common_collate_fn
 
 from espnet_atm.confidence import align_track, check_track, refine_confidence
 from espnet_atm.config import TRACK
+from espnet_atm.data import PLACE, crop_start
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 from espnet_atm.values import MOST_FRAMES, whole
@@ -80,7 +81,8 @@ class SyncedCollateFn:
 
         Args:
             data: utterance ids with ``speech`` (N,), and, where given, ``text`` (labels)
-                and ``confidence`` (S,) or (S, 1).
+                and ``confidence`` (S,) or (S, 1), of all of the utterance; ``place``
+                where the speech is a part of it (see :class:`espnet_atm.data.Reading`).
 
         Returns:
             The ids, and ``speech`` (B, N), ``text`` (B, T), ``confidence`` (B, T), each
@@ -89,31 +91,39 @@ class SyncedCollateFn:
         Raises:
             UserError: naming the utterance, on streams that do not fit its audio.
         """
-        lengths = [len(sample["speech"]) for _, sample in data]
+        # Of utterances that were read in part, too, what counts is all of them.
+        places = [sample.get(PLACE) for _, sample in data]
+        lengths = [
+            len(sample["speech"]) if place is None else int(place[0])
+            for (_, sample), place in zip(data, places)
+        ]
         keep = min(lengths) if self.crop else max(lengths)
         keep = min(keep, self.longest or keep)
         samples, tracks = [], []
-        for utt, sample in data:
+        for (utt, sample), length, place in zip(data, lengths, places):
             speech = sample["speech"]
-            frames = self.grid.length(len(speech))
+            frames = self.grid.length(length)
             if frames < 2:
                 found = "too short for one encoder frame"
                 if frames:
                     found = "one encoder frame, which leaves nothing to predict it from"
-                raise UserError(f"{utt}: {len(speech)} samples are {found}")
+                raise UserError(f"{utt}: {length} samples are {found}")
             streams = {}
             if "text" in sample:
-                streams["text"] = self._align_labels(utt, sample["text"], len(speech))
+                streams["text"] = self._align_labels(utt, sample["text"], length)
             if TRACK in sample:
                 track = self._align_track(utt, sample[TRACK], frames)
                 streams[TRACK] = self._refine(track, speech)
-            if len(speech) > keep:
-                start = 0
-                if self.random_crop:
-                    choices = (len(speech) - keep) // self.grid.shift + 1
-                    start = int(torch.randint(choices, ()))
-                first = start * self.grid.shift
-                speech = speech[first : first + keep]
+            if length > keep:
+                shift, read_from, first = self.grid.shift, 0, 0
+                if place is not None:
+                    read_from, part = int(place[1]), float(place[2])
+                    first = crop_start(part, length, keep, shift)
+                elif self.random_crop:
+                    choices = (length - keep) // shift + 1
+                    first = int(torch.randint(choices, ())) * shift
+                speech = speech[first - read_from : first - read_from + keep]
+                start = first // shift
                 end = start + self.grid.length(keep)
                 streams = {k: v[start:end] for k, v in streams.items()}
             if TRACK in streams:

@@ -3,15 +3,27 @@
 import copy
 import functools
 from pathlib import Path
-from typing import Callable, Collection, Dict, Iterator, List, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
 import numpy as np
+import torch
 from espnet2.fileio.sound_scp import soundfile_read
 from espnet2.train import dataset
 from omniio import kaldi
 
 from espnet_atm.audio import read_audio
 from espnet_atm.config import TRACK
+from espnet_atm.cuts import cut_from, samples_to_seek
 from espnet_atm.errors import UserError, check_file
 from espnet_atm.losses.hubert import IGNORED
 from espnet_atm.track import TrackReader
@@ -21,6 +33,12 @@ SPEECH, LABELS = "speech", "text"
 # the stream, type.
 Stream = Tuple[str, str, str]
 Audio = Tuple[np.ndarray, Optional[int]]  # samples, and the rate in Hz if it is known
+
+# Of an utterance of which a part is read: samples of all, the first that is read, and a
+# number in [0, 1) that the place of the crop is drawn by.
+PLACE = "place"
+# So many crops for one utterance that is read whole, and compared with what was scored.
+CROPS_TO_ONE_WHOLE = 64
 
 PARTS = "num_splits"  # says of a folder that it is read part by part, and of how many
 # Utterances that a message names.
@@ -72,6 +90,20 @@ READERS: Dict[str, Callable[[str], Audio]] = {
 }
 
 
+class Crop(NamedTuple):
+    """What training takes of a longer utterance.
+
+    Args:
+        samples: at most.
+        shift: samples from one encoder frame to the next; crops begin at frames.
+        random: whether they begin anywhere, or at the beginning.
+    """
+
+    samples: int
+    shift: int
+    random: bool
+
+
 class Reading:
     """Reads an utterance's audio and checks all of it, before ESPnet's preprocessing.
 
@@ -82,6 +114,9 @@ class Reading:
         stock: the preprocessing that ESPnet built, if any.
         sampling_rate: that the audio must have, in Hz.
         num_classes: labels must be below; None where no loss has labels.
+
+    Attributes:
+        crop: where set, only what training takes is read of an utterance, if it can be.
     """
 
     def __init__(
@@ -95,6 +130,7 @@ class Reading:
         self.num_classes = num_classes
         self.kind: Optional[str] = None
         self.track: Optional[str] = None
+        self.crop: Optional[Crop] = None
 
     def of(self, streams: Collection[Stream]) -> Tuple[List[Stream], "Reading"]:
         """The same streams with types of our own, and what reads them."""
@@ -116,7 +152,7 @@ class Reading:
                 ``confidence`` (S,); ``text``, labels or ids.
 
         Returns:
-            The streams, preprocessed.
+            The streams, preprocessed; of audio that is read in part, ``place`` (3,) too.
 
         Raises:
             UserError: naming the utterance.
@@ -124,8 +160,16 @@ class Reading:
         data = dict(data)
         # ESPnet's dataset for statistics comes twice: with some of the streams first.
         if SPEECH in data:
-            data[SPEECH] = self._read_speech(utt, data[SPEECH])
-            if self.track is not None and TRACK in data:
+            source, place = self._choose(data[SPEECH])
+            data[SPEECH] = self._read_speech(utt, source)
+            tracked = self.track is not None and TRACK in data
+            if place is not None:
+                data[PLACE] = place
+                if tracked:
+                    open_track(self.track).check_length(
+                        utt, int(place[0]), self.sampling_rate
+                    )
+            elif tracked:
                 audio = data[SPEECH].astype(np.float32, copy=False)
                 open_track(self.track).check_audio(utt, audio, self.sampling_rate)
         words = data.get(LABELS)
@@ -134,6 +178,22 @@ class Reading:
         if isinstance(data.get(LABELS), np.ndarray):
             self._check_labels(utt, data[LABELS], words)
         return data
+
+    def _choose(self, speech) -> Tuple[Any, Optional[np.ndarray]]:
+        """What to read, and its place in the utterance if it is a part of it."""
+        if self.crop is None or self.kind != "sound" or not isinstance(speech, str):
+            return speech, None
+        length = samples_to_seek(speech)
+        keep, shift, random = self.crop
+        if length is None or length <= keep:
+            return speech, None
+        if self.track is not None and not int(torch.randint(CROPS_TO_ONE_WHOLE, ())):
+            return speech, None
+        part = float(torch.rand((), dtype=torch.float64)) if random else 0.0
+        first = crop_start(part, length, keep, shift)
+        # Beside a shorter utterance a crop is shorter, and may begin a frame later.
+        last = min(first + keep + shift, length)
+        return cut_from(speech, first, last), np.array([length, first, part])
 
     def _read_speech(self, utt: str, speech) -> np.ndarray:
         rate, source = None, ""
@@ -195,6 +255,18 @@ class Reading:
                 f"not in [0, {self.num_classes - 1}], and the loss hubert has num_classes: "
                 f"{self.num_classes}"
             )
+
+
+def crop_start(part: float, length: int, keep: int, shift: int) -> int:
+    """Where a crop begins, in samples: at a multiple of the shift, each as likely.
+
+    Args:
+        part: in [0, 1); of one part, shorter crops lie in the longer ones, or begin or
+            end one shift beside.
+        length, keep: samples of the utterance and of the crop.
+        shift: samples.
+    """
+    return int(part * ((length - keep) // shift + 1)) * shift
 
 
 def _told(error: Exception) -> str:

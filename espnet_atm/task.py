@@ -30,7 +30,7 @@ from typeguard import typechecked
 
 from espnet_atm.collate import SyncedCollateFn
 from espnet_atm.config import TRACK, SSLConf, find_track
-from espnet_atm.data import Reading, check_lists, check_not_all_zero, parts_of
+from espnet_atm.data import Crop, Reading, check_lists, check_not_all_zero, parts_of
 from espnet_atm.errors import UserError, read_config, read_text
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.losses.best_rq import BestRQLoss
@@ -362,9 +362,27 @@ class ATMSSLTask(WholeFiles, SSLTask):
                 getattr(args, f"{option}_data_path_and_name_and_type"),
             )
             reading = cls.build_preprocess_fn(args, mode == "train")
+            if mode == "train":
+                reading.crop = cls.crop_to_read(args, reading)
             streams, reading = reading.of(streams)
             kwargs.update(data_path_and_name_and_type=streams, preprocess_fn=reading)
         return super().build_iter_factory(args, distributed_option, mode, kwargs)
+
+    @classmethod
+    def crop_to_read(
+        cls, args: argparse.Namespace, reading: Reading
+    ) -> Optional[Crop]:
+        """How much training takes of an utterance, where nothing else is to be heard.
+
+        How loud the utterance is, which the energy gate and ESPnet's
+        ``speech_volume_normalize`` ask for, only all of it tells.
+        """
+        conf = ssl_conf(args)
+        loud = getattr(reading.stock, "speech_volume_normalize", None)
+        if conf.crop_seconds is None or conf.energy_gate is not None or loud is not None:
+            return None
+        collate = cls.build_collate_fn(args, train=True)
+        return Crop(collate.longest, collate.grid.shift, collate.random_crop)
 
     @classmethod
     def build_streaming_iterator(

@@ -159,12 +159,29 @@ class TrackReader(Mapping):
                     "or train on that"
                 )
             return
-        lost = abs(len(speech) / rate - samples / scored_rate)
+        self.check_length(utt, len(speech), rate)
+
+    def check_length(self, utt: str, length: int, rate: int) -> None:
+        """Refuse audio that lasts longer or shorter than what was scored.
+
+        Args:
+            utt: its id.
+            length: samples of the utterance.
+            rate: in Hz.
+
+        Raises:
+            UserError: naming the utterance, when it is more than two of the track's
+                frames.
+        """
+        if self.audio is None:
+            return
+        samples, scored_rate, _ = self.scored_audio(utt)
+        lost = abs(length / rate - samples / scored_rate)
         shift, scorer_rate = self._frames
         if shift and lost > 2 * shift / (scorer_rate or scored_rate):
             raise UserError(
-                f"{utt}: its audio is not what was scored: {len(speech)} samples at "
-                f"{rate} Hz ({len(speech) / rate:.3f} s), in {self.audio.path} {samples} "
+                f"{utt}: its audio is not what was scored: {length} samples at "
+                f"{rate} Hz ({length / rate:.3f} s), in {self.audio.path} {samples} "
                 f"at {scored_rate} Hz ({samples / scored_rate:.3f} s)"
             )
 

@@ -20,10 +20,9 @@ from typing import NamedTuple
 import soundfile
 from tqdm import tqdm
 
+from espnet_atm.cuts import SEEKABLE
 from espnet_atm.errors import UserError, one_line_errors
 
-# In which libsndfile's seek is exact to the sample.
-SEEKABLE = {"FLAC", "WAV", "WAVEX", "W64", "RF64", "AIFF", "CAF"}
 TO_WRITE = 3  # exit code
 TABLES = ("wav.scp", "utt2num_samples", "utt2spk", "text")
 
