@@ -72,6 +72,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
     parser.add_argument(
+        "--job",
+        type=int,
+        default=1,
+        help="number of this one, from 1, of several on a machine, whose GPUs they take "
+        "in turn",
+    )
+    parser.add_argument(
         "--half",
         type=str2bool,
         default=True,
@@ -141,7 +148,9 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if not args.max_seconds >= LEAST_SECONDS:
         raise UserError(f"max_seconds: {args.max_seconds} is less than {LEAST_SECONDS}")
-    for name, least in (("batch_bins", 1), ("num_workers", 0), ("max_skipped", 0)):
+    for name, least in (
+        *(("batch_bins", 1), ("num_workers", 0), ("max_skipped", 0), ("job", 1)),
+    ):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"{name}: {value} is less than {least}")
@@ -212,7 +221,7 @@ def score_all(args: argparse.Namespace) -> int:
         )
         if not writer.done.all():
             score_corpus(
-                source.load("cuda" if args.ngpu else "cpu", args.half and args.ngpu > 0),
+                source.load(device_of(args), args.half and args.ngpu > 0),
                 dataset,
                 writer,
                 measure_options(args),
@@ -222,6 +231,15 @@ def score_all(args: argparse.Namespace) -> int:
             )
         logging.info(f"{writer.records} scored, {writer.skipped} skipped")
     return writer.skipped
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """Where the scorer runs: of several GPUs, on the one whose turn it is."""
+    import torch
+
+    if not args.ngpu:
+        return "cpu"
+    return f"cuda:{(args.job - 1) % max(torch.cuda.device_count(), 1)}"
 
 
 def main(cmd=None) -> None:

@@ -24,7 +24,7 @@ from scipy.signal import resample_poly
 from espnet_atm.audio import Table
 from espnet_atm import scoring
 from espnet_atm.bin import summary
-from espnet_atm.bin.score import main
+from espnet_atm.bin.score import device_of, get_parser, main
 from espnet_atm.confidence import align_track, smooth_confidence
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
@@ -804,3 +804,17 @@ def test_a_window_of_much_audio_is_scored_in_parts(
     (folder / "utt2confidence").write_text("".join(means[:4]))
     main(command(asr, corpus / "wav.scp", folder))
     assert contents(folder) == whole
+
+
+def test_jobs_on_a_machine_take_its_gpus_in_turn(monkeypatch):
+    def devices(count, ngpu):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        words = ["--wav_scp", "x", "--output_dir", "y", "--ngpu", str(ngpu)]
+        return [
+            device_of(get_parser().parse_args([*words, "--job", str(job)]))
+            for job in (1, 2, 3, 4)
+        ]
+
+    assert devices(3, 1) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert devices(1, 1) == ["cuda:0"] * 4  # as on a cluster, which shows a job its own
+    assert devices(3, 0) == ["cpu"] * 4

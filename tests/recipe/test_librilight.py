@@ -187,10 +187,15 @@ def test_exclusions(tmp_path):
 def test_held_out_speakers():
     hours = {str(x): 1.0 for x in range(40)}
     assert len(librilight.held_out_speakers(hours, 10)) == 4  # a tenth
-    assert len(librilight.held_out_speakers(hours, 2)) == 2
+    assert len(librilight.held_out_speakers(hours, 2)) == 4  # a few
     chosen = librilight.held_out_speakers(hours, 2)
     assert librilight.held_out_speakers({**hours, "0": 1.0}, 2) == chosen
     assert len(librilight.held_out_speakers({"1": 5.0, "2": 6.0}, 10)) == 1
+    # Some read for 50 hours, which is more than all that is wanted.
+    uneven = {str(x): [50.0, 8.0, 1.5, 0.5][x % 4] for x in range(400)}
+    chosen = librilight.held_out_speakers(uneven, 10)
+    total = sum(uneven[x] for x in chosen)
+    assert len(chosen) >= 4 and 9 < total <= 10
     with pytest.raises(ValueError, match="1 speakers with segments"):
         librilight.held_out_speakers({"1": 5.0}, 10)
 

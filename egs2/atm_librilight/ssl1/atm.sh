@@ -24,7 +24,7 @@ hf_repo=              # Where stage 14 uploads to.
 ngpu=0                # The number of gpus ("0" uses cpu, otherwise use gpu).
 seed=                 # Of pre-training and of fine-tuning (default: the configs', or 0).
 num_nodes=1           # The number of nodes of pre-training.
-nj=2                  # The number of parallel jobs.
+nj=$(nproc)           # The number of parallel jobs.
 dumpdir=              # Directory to dump features (default: dump/<corpus>).
 expdir=               # Directory to save experiments (default: exp/<corpus>).
 python="python3 -m espnet_atm"  # Runs the SSL task; see espnet_atm/__main__.py.
@@ -348,8 +348,10 @@ for file in "${train_config}" "${asr_config}" "${scorer_train_config}" \
     [ -z "${file}" ] || { [ -f "${file}" ] && [ -s "${file}" ]; } \
         || die "no such file, or an empty one: ${file}"
 done
+local_gpus=
 if [ "${ngpu}" -gt 0 ] && [[ ${cmd_backend} = local || ${cmd_backend} = stdout ]]; then
     found=$(python3 -c 'import torch; print(torch.cuda.device_count())')
+    local_gpus=${found}
     [ "${found}" -ge "${ngpu}" ] || die "--ngpu ${ngpu}: torch finds ${found} GPUs on this" \
         "machine: leave the option out to use the CPU, or submit jobs (see cmd.sh)"
 fi
@@ -959,6 +961,8 @@ score_set() {
     all=$(wc -l < "${scp}")
     [ "${all}" -gt 0 ] || die "${scp} is empty: there is nothing to score"
     _nj=$((nj < all ? nj : all))
+    # On this machine a GPU has one job.
+    [ -z "${local_gpus}" ] || _nj=$((_nj < local_gpus ? _nj : local_gpus))
     for n in $(seq "${_nj}"); do
         mkdir -p "${logdir}/${_nj}.${n}"
         _split+=" ${logdir}/${_nj}.${n}/wav.scp"
@@ -970,7 +974,7 @@ score_set() {
     # shellcheck disable=SC2086
     ${decode_cmd} --gpu "${_ngpu}" JOB=1:"${_nj}" "${logdir}"/score.JOB.log \
         python3 -m espnet_atm.bin.score \
-            --ngpu "${_ngpu}" \
+            --ngpu "${_ngpu}" --job JOB \
             "${scorer_args[@]}" \
             --wav_scp "${logdir}/${_nj}.JOB/wav.scp" \
             --output_dir "${logdir}/${_nj}.JOB" \

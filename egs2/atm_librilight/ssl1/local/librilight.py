@@ -28,6 +28,7 @@ from tqdm import tqdm
 SIZES = ("small", "medium", "large")
 SAMPLE_RATE = 16000
 
+FEW = 4  # speakers for validation, at least
 # Times are whole hundredths of a second: the voice activity has no more, and sums are exact.
 TICKS = 100
 Span = tuple[int, int]
@@ -442,7 +443,9 @@ def cut_part(recordings: Path, folder: Path, settings: Settings) -> None:
 def held_out_speakers(hours: dict[str, float], wanted: float) -> set[str]:
     """Speakers for validation: by the hash of their id, until their hours suffice.
 
-    A tenth of all hours at most is given away, but one speaker always is.
+    They are :data:`FEW` at least, so that no one's voice decides: of those who have
+    more than their part, the ones with the least are taken if others do not suffice. A
+    tenth of all hours at most is given away, but one speaker always is.
 
     Raises:
         ValueError: when there are fewer than two speakers.
@@ -451,17 +454,22 @@ def held_out_speakers(hours: dict[str, float], wanted: float) -> set[str]:
         raise ValueError(
             f"{len(hours)} speakers with segments: two are needed, one for validation"
         )
-    wanted = min(wanted, sum(hours.values()) / 10)
+    most = sum(hours.values()) / 10
+    wanted = min(wanted, most)
     order = sorted(hours, key=lambda x: hashlib.md5(x.encode()).hexdigest())
-    chosen, total = set(), 0.0
+    chosen: list[str] = []
+    total = 0.0
     for speaker in order:
-        if chosen and total + hours[speaker] > wanted:
-            continue
-        chosen.add(speaker)
-        total += hours[speaker]
-        if total >= wanted:
+        if hours[speaker] <= wanted / FEW and total + hours[speaker] <= wanted:
+            chosen.append(speaker)
+            total += hours[speaker]
+    for speaker in sorted(order, key=lambda x: hours[x]):
+        if chosen and (len(chosen) >= FEW or total + hours[speaker] > most):
             break
-    return chosen
+        if speaker not in chosen:
+            chosen.append(speaker)
+            total += hours[speaker]
+    return set(chosen)
 
 
 def merge(parts: list[Path], folder: Path, valid_hours: float) -> str:

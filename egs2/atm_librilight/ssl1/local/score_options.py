@@ -13,7 +13,7 @@ from espnet_atm.errors import UserError, one_line_errors
 # What the recipe says, or what has no part in the scores.
 GIVEN = (
     *("scorer", "asr_train_config", "asr_model_file", "lang", "task"),
-    *("wav_scp", "output_dir", "segments"),
+    *("wav_scp", "output_dir", "segments", "job"),
 )
 OWN = ("ngpu", "max_skipped")  # options of the recipe itself
 COMPUTES = ("num_workers", "batch_bins")
