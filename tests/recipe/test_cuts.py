@@ -149,3 +149,39 @@ def test_a_recording_that_cannot_be_read(data, tmp_path):
     (tmp_path / "2-y.flac").write_bytes(b"nothing")
     with pytest.raises(UserError, match="2-y.flac: cannot be read"):
         cuts.main(["make", "--fs", str(RATE), str(data), str(tmp_path / "cuts")])
+
+
+def test_written_for_who_cannot_read_cuts(data, tmp_path):
+    """Of a recording that is damaged in the middle, what is not over the damage."""
+    cuts.main(["make", "--fs", str(RATE), str(data), str(tmp_path / "cuts")])
+    expected = {
+        utt: read_audio(source)[0]
+        for utt, source in rows(tmp_path / "cuts/wav.scp").items()
+    }
+    file = tmp_path / "2-y.flac"
+    whole = bytearray(file.read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 2000] = bytes(2000)
+    file.write_bytes(whole)
+    command = ["write", "--nj", "2", str(tmp_path / "cuts"), str(tmp_path / "written")]
+    with pytest.raises(UserError, match="2-y-01..: .*2-y.flac:.* cut off or damaged"):
+        cuts.main(command)
+    assert not (tmp_path / "written/wav.scp").exists()
+    before = {x: x.stat().st_mtime_ns for x in (tmp_path / "written").rglob("*.flac")}
+    assert before
+    lines = []
+    for line in (tmp_path / "cuts/wav.scp").read_text().splitlines():
+        try:
+            read_audio(line.split()[1])
+            lines.append(line)
+        except ValueError:
+            pass
+    assert 180 < len(lines) < 200
+    (tmp_path / "cuts/wav.scp").write_text("\n".join(lines) + "\n")
+    cuts.main(command)
+    written = rows(tmp_path / "written/wav.scp")
+    assert len(written) == len(lines)
+    for utt, name in written.items():
+        assert np.array_equal(soundfile.read(name, dtype="float32")[0], expected[utt])
+    there = {x: x.stat().st_mtime_ns for x in before}
+    assert there == before

@@ -1107,17 +1107,9 @@ fi
 # write_cuts DIR: ESPnet's script reads files, which are there while it runs.
 write_cuts() {
     local own=${km_audio}/${1##*/}
-    mkdir -p "${own}"
-    # Half a sample on: what ESPnet makes of the seconds is the sample again.
-    awk -v fs="${sampling_rate}" -v recordings="${own}/recordings" '{
-        utt = $1; sub(/^[^ ]+ /, "")
-        n = split($0, parts, ":"); file = $0
-        sub(/:[0-9]+:[0-9]+$/, "", file)
-        if (!(file in names)) {names[file] = "recording" ++count; print names[file], file > recordings}
-        printf "%s %s %.6f %.6f\n", utt, names[file], (parts[n - 1] + 0.5) / fs, (parts[n] + 0.5) / fs
-    }' "$1/wav.scp" > "${own}/segments"
-    scripts/audio/format_wav_scp.sh --nj "${nj}" --cmd "${train_cmd}" --audio-format flac \
-        --fs "${fs}" --segments "${own}/segments" "${own}/recordings" "${own}"
+    ${train_cmd} --num_threads "${nj}" "${own}/write.log" \
+        python3 local/cuts.py write --nj "${nj}" "$1" "${own}" \
+        || { tail -n 20 "${own}/write.log"; exit 1; }
     cp "${own}/wav.scp" "$1/wav.scp"
 }
 # Its data directories and features are its own: ESPnet's script drops utterances from them.

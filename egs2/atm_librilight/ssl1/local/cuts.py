@@ -5,7 +5,8 @@
 samples that ESPnet's format_wav_scp.py would write, and utt2num_samples. It ends with 3,
 and a line that says why, where the recordings have to be written anew. ``select`` keeps
 what is long enough and not too long. Both go line by line: the files of a data directory
-name the same utterances in the same order.
+name the same utterances in the same order. ``write`` writes a FLAC of each cut, for who
+cannot read them; what is there is not written again.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from espnet_atm.cuts import SEEKABLE
 from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.files import whole_file
 
 TO_WRITE = 3  # exit code
 TABLES = ("wav.scp", "utt2num_samples", "utt2spk", "text")
@@ -173,6 +175,39 @@ def select(from_dir: Path, output_dir: Path, least: int, most: int) -> tuple[int
     return total, tables.count
 
 
+def write_flac(utt: str, source: str, folder: Path) -> str:
+    """Write the audio of a cut, whole or not at all; return the file."""
+    from espnet_atm.audio import read_audio
+
+    file = folder / f"{utt.replace('/', '_')}.flac"
+    if not file.exists():
+        try:
+            audio, rate = read_audio(source)
+        except Exception as e:  # whatever the reader of a damaged file raises
+            raise UserError(f"{utt}: {source}: {e}") from None
+        partial = file.with_suffix(".partial")
+        soundfile.write(partial, audio, rate, subtype="PCM_16", format="FLAC")
+        partial.replace(file)
+    return str(file)
+
+
+def write(from_dir: Path, output_dir: Path, jobs: int) -> None:
+    """Write the audio of a wav.scp, and one that names it."""
+    folder = output_dir / "flac"
+    folder.mkdir(parents=True, exist_ok=True)
+    utts, sources = zip(*lines_of(from_dir / "wav.scp"))
+    with ProcessPoolExecutor(min(jobs, len(utts))) as pool:
+        files = pool.map(write_flac, utts, sources, itertools.repeat(folder), chunksize=16)
+        bar = tqdm(files, total=len(utts), unit="utt", mininterval=5, delay=5)
+        try:
+            lines = [f"{utt} {file}\n" for utt, file in zip(utts, bar)]
+        except Exception:
+            pool.shutdown(cancel_futures=True)
+            raise
+    with whole_file(output_dir / "wav.scp") as f:
+        f.write("".join(lines).encode())
+
+
 class Tables:
     """The files of a data directory, put in place together at the end."""
 
@@ -224,7 +259,7 @@ def write_spk2utt(utt2spk: Path, file: Path) -> None:
 
 
 def main(cmd=None) -> None:
-    """Make or select."""
+    """Make, select or write."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("make")
@@ -233,12 +268,17 @@ def main(cmd=None) -> None:
     two = commands.add_parser("select")
     two.add_argument("--least", type=int, required=True, help="samples; more are kept")
     two.add_argument("--most", type=int, required=True, help="samples; fewer are kept")
-    for command in (one, two):
+    three = commands.add_parser("write")
+    three.add_argument("--nj", type=int, default=1)
+    for command in (one, two, three):
         command.add_argument("from_dir", type=Path)
         command.add_argument("output_dir", type=Path)
     args = parser.parse_args(cmd)
     if args.command == "select":
         print(*select(args.from_dir, args.output_dir, args.least, args.most))
+        return
+    if args.command == "write":
+        write(args.from_dir, args.output_dir, args.nj)
         return
     try:
         make(args.from_dir, args.output_dir, args.fs, args.nj)
