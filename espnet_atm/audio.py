@@ -1,5 +1,6 @@
 """Audio as Kaldi users have it: files, pipes, archives, segments."""
 
+import bisect
 import contextlib
 import functools
 import hashlib
@@ -41,9 +42,10 @@ class AudioError(UserError):
 class Table(Sequence):
     """The rows of a Kaldi file, each read from the file when it is asked for.
 
-    In memory are 24 bytes a row: where its line begins, a hash of its id, and the order
-    of the hashes. A row is its columns, the first one an id that is seen once only. A
-    byte-order mark, which some editors put before the first, is none of it.
+    In memory are 8 bytes a row, where its line begins; and 16 more, a hash of its id and
+    the order of the hashes, where ids are not sorted as by ``LC_ALL=C sort``. Processes
+    that are forked share them. A row is its columns, the first one an id that is seen once
+    only. A byte-order mark, which some editors put before the first, is none of it.
 
     Args:
         path: e.g. ``wav.scp`` (two columns) or ``segments`` (four).
@@ -61,7 +63,7 @@ class Table(Sequence):
         self.file = open(path, "rb")
         if self.file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
             self.file.seek(0)
-        starts, hashes = array("Q", [self.file.tell()]), array("Q")
+        starts, before, self.sorted = array("Q", [self.file.tell()]), "", True
         for number, line in enumerate(self.file, 1):
             try:
                 row = self._split(line)
@@ -76,16 +78,21 @@ class Table(Sequence):
                 what = "a null" if b"\0" in line else "a byte-order mark"
                 raise UserError(f"{path}:{number}: holds {what} character")
             starts.append(starts[-1] + len(line))
-            hashes.append(_hash(row[0]))
+            self.sorted = self.sorted and before < row[0]
+            before = row[0]
         self.starts = np.frombuffer(starts, np.uint64)
-        unsorted = np.frombuffer(hashes, np.uint64)
-        self.order = np.argsort(unsorted, kind="stable")
-        self.hashes = unsorted[self.order]
-        self._refuse_repeated()
+        if not self.sorted:
+            self._hash_ids()
+            self._refuse_repeated()
 
     def _split(self, line: bytes) -> List[str]:
         row = line.decode("utf-8").split(maxsplit=self.columns - 1)
         return [*row[:-1], row[-1].strip()] if row else row
+
+    def _hash_ids(self) -> None:
+        hashes = np.fromiter((_hash(row[0]) for row in self), np.uint64, len(self))
+        self.order = np.argsort(hashes, kind="stable")
+        self.hashes = hashes[self.order]
 
     def _refuse_repeated(self) -> None:
         alike = np.flatnonzero(self.hashes[1:] == self.hashes[:-1])
@@ -105,7 +112,7 @@ class Table(Sequence):
         return Table, (self.path, self.columns)
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> List[str]:
         index = range(len(self))[index]  # as lists count
@@ -115,6 +122,9 @@ class Table(Sequence):
 
     def find(self, name: str) -> Optional[int]:
         """The number of the row with this id, from 0; None if there is none."""
+        if self.sorted:
+            at = bisect.bisect_left(self, name, key=lambda row: row[0])
+            return at if at < len(self) and self[at][0] == name else None
         wanted = np.uint64(_hash(name))
         at = int(np.searchsorted(self.hashes, wanted))
         while at < len(self) and self.hashes[at] == wanted:

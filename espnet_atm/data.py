@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import (
     Any,
@@ -21,7 +23,7 @@ from espnet2.fileio.sound_scp import soundfile_read
 from espnet2.train import dataset
 from omniio import kaldi
 
-from espnet_atm.audio import read_audio
+from espnet_atm.audio import Table, read_audio
 from espnet_atm.config import TRACK
 from espnet_atm.cuts import cut_from, samples_to_seek
 from espnet_atm.errors import UserError, check_file
@@ -64,7 +66,34 @@ def open_track(path: str) -> TrackReader:
     return TrackReader(path, folder.parent if (folder / PARTS).is_file() else folder)
 
 
-# Read by ESPnet as its other types are, from a process of its own or not.
+class Lines(Mapping):
+    """The rest of each line by the id that it begins with; ESPnet's type ``text``.
+
+    Of which ESPnet holds all in every process, and this where the lines are.
+    """
+
+    def __init__(self, path: str):
+        self.table = Table(path, 2)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[str]:
+        return (row[0] for row in self.table)
+
+    def __getitem__(self, utt: str) -> str:
+        index = self.table.find(utt)
+        if index is None:
+            raise KeyError(utt)
+        return self.table[index][1]
+
+
+# Read by ESPnet as its other types are, from a process of its own or not. (It takes the
+# first of its types that a name begins with.)
+LINES_TYPE = "mapped_lines"
+dataset.DATA_TYPES[LINES_TYPE] = dict(
+    func=Lines, kwargs=[], help="text, of which nothing is held in memory"
+)
 TRACK_TYPE = "confidence_track"
 dataset.DATA_TYPES[TRACK_TYPE] = dict(
     func=open_track, kwargs=[], help="confidence.scp of espnet_atm.bin.score"
@@ -132,12 +161,22 @@ class Reading:
         self.track: Optional[str] = None
         self.crop: Optional[Crop] = None
 
-    def of(self, streams: Collection[Stream]) -> Tuple[List[Stream], "Reading"]:
-        """The same streams with types of our own, and what reads them."""
+    def of(
+        self, streams: Collection[Stream], one_by_one: bool = False
+    ) -> Tuple[List[Stream], "Reading"]:
+        """The same streams with types of our own, and what reads them.
+
+        Args:
+            streams: as the data options name them.
+            one_by_one: whether they are read once, line by line, as for statistics.
+        """
         reading, ours = copy.copy(self), []
+        lines = "text" if one_by_one else LINES_TYPE
         for path, name, kind in streams:
             if name == SPEECH and kind in READERS:
-                reading.kind, kind = kind, "text"
+                reading.kind, kind = kind, lines
+            if name == LABELS and kind == "text":
+                kind = lines
             if name == TRACK and kind == "kaldi_ark":
                 reading.track, kind = path, TRACK_TYPE
             ours.append((path, name, kind))
@@ -294,10 +333,13 @@ def check_lists(streams: Collection[Stream], shape_files: Collection[str]) -> No
     keys = [*shape_files, *speech][:1]
     if not keys:
         return  # ESPnet asks for speech, and a type of another kind makes up its ids
+    others = [*shape_files[1:], *files]
+    if others and all(_are_alike(keys[0], path) for path in others):
+        return
     wanted = {utt for _, utt, _ in _lines(keys[0])}
     if not wanted:
         raise UserError(f"{keys[0]}: names no utterances")
-    for path in [*shape_files[1:], *files]:
+    for path in others:
         left = set(wanted)
         for number, utt, value in _lines(path):
             if utt not in wanted:
@@ -314,6 +356,21 @@ def check_lists(streams: Collection[Stream], shape_files: Collection[str]) -> No
                 f"{keys[0]}: {', '.join(sorted(left)[:NAMED])}"
                 f"{' ...' if len(left) > NAMED else ''}; {advice}"
             )
+
+
+def _are_alike(first: str, second: str) -> bool:
+    """Whether two lists have the same ids, sorted, each with something behind it.
+
+    As those of a recipe have: then none of them need be held in memory.
+    """
+    before = ""
+    for one, other in itertools.zip_longest(_lines(first), _lines(second)):
+        if one is None or other is None or one[1] != other[1] or not other[2]:
+            return False
+        if one[1] <= before:
+            return False
+        before = one[1]
+    return bool(before)
 
 
 def check_not_all_zero(confidence_scp: str, shape_files: Collection[str]) -> None:

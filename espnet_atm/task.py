@@ -391,7 +391,7 @@ class ATMSSLTask(WholeFiles, SSLTask):
         """ESPnet's, for statistics, over streams that are checked as they are read."""
         streams = data_path_and_name_and_type
         if isinstance(preprocess_fn, Reading):
-            streams, preprocess_fn = preprocess_fn.of(streams)
+            streams, preprocess_fn = preprocess_fn.of(streams, one_by_one=True)
         return super().build_streaming_iterator(streams, preprocess_fn, *args, **kwargs)
 
     @classmethod

@@ -340,3 +340,22 @@ def test_damage_in_the_middle_costs_the_cuts_over_it(tmp_path, damage):
             assert "is cut off or damaged" in str(e)
             lost += 1
     assert 1 <= lost <= 2
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_rows_are_found_in_any_order(tmp_path, ordered, mark):
+    """By their order where there is one, with less in memory, and otherwise by hashes."""
+    names = sorted(f"{x}-ü{x % 7}" for x in range(500))
+    lines = [f"{name} {number} b c\n" for number, name in enumerate(names)]
+    if not ordered:
+        lines = [*lines[250:], *lines[:250]]
+    (tmp_path / "x").write_text(mark + "".join(lines), encoding="utf-8")
+    table = Table(tmp_path / "x", 2)
+    assert table.sorted == ordered and len(table) == 500
+    for name, number in zip(names, range(500)):
+        assert table[table.find(name)] == [name, f"{number} b c"]
+    for other in ("", "0", "1", "zzz", "ü", names[3][:-1], names[3] + "x"):
+        assert table.find(other) is None
+    again = pickle.loads(pickle.dumps(table))
+    assert again.find(names[7]) == table.find(names[7])

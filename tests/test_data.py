@@ -551,3 +551,56 @@ def test_a_track_that_is_no_confidence_is_refused_of_any_type(command, own):
     cmd = [x.replace("confidence,kaldi_ark", "confidence,npy") for x in command(ssl_conf=ATM)]
     with pytest.raises(UserError, match=f"{LAST}: confidence must be in .* nan in frame 3"):
         ATMSSLTask.main(cmd=cmd)
+
+
+def test_lists_stay_in_their_files(own):
+    """What ESPnet's type ``text`` says, and nothing of it in memory."""
+    from espnet2.fileio.read_text import read_2columns_text
+    from espnet2.train.dataset import ESPnetDataset
+
+    streams = [
+        (str(own / "wav.scp"), "speech", "sound"),
+        (str(own / "text"), "text", "text"),
+        (str(own / "confidence.scp"), "confidence", "kaldi_ark"),
+    ]
+    ours, reading = Reading(None, 16000).of(streams)
+    dataset = ESPnetDataset(ours, preprocess=reading)
+    for name, file in (("speech", "wav.scp"), ("text", "text")):
+        loader, expected = dataset.loader_dict[name], read_2columns_text(own / file)
+        assert not isinstance(loader, dict)
+        assert dict(loader) == expected and len(loader) == len(expected)
+        assert "utt3" in loader and "nothing" not in loader
+        with pytest.raises(KeyError, match="nothing"):
+            loader["nothing"]
+    assert set(dataset["utt3"][1]) == {"speech", "text", "confidence"}
+    assert list(dataset) == [f"utt{x}" for x in range(10)]
+    # For statistics they come line by line.
+    assert [x[2] for x in Reading(None, 16000).of(streams, one_by_one=True)[0][:2]] == [
+        "text",
+        "text",
+    ]
+
+
+@pytest.mark.parametrize("order", ["sorted", "unsorted"])
+def test_lists_of_the_same_utterances(tmp_path, order):
+    """In any order, whether they need be held in memory or not."""
+    utts = [f"utt{x:03}" for x in range(50)]
+    files = []
+    for name in ("shape", "wav.scp", "text"):
+        own = utts if order == "sorted" or name == "shape" else utts[::-1]
+        (tmp_path / name).write_text("".join(f"{utt} x\n" for utt in own))
+        files.append(str(tmp_path / name))
+    streams = [(files[1], "speech", "sound"), (files[2], "text", "text")]
+    check_lists(streams, files[:1])
+    lines = Path(files[2]).read_text().splitlines()
+    for bad, message in (
+        (lines[:-1], "text: lacks 1 of the 50 utterances"),
+        ([*lines[:-1], lines[0]], "text:50: utt... is in a line before already"),
+        ([lines[0].split()[0], *lines[1:]], "text:1: utt... has nothing behind its id"),
+        ([], "text: lacks 50 of the 50 utterances"),
+    ):
+        Path(files[2]).write_text("".join(f"{line}\n" for line in bad))
+        with pytest.raises(UserError, match=message):
+            check_lists(streams, files[:1])
+    Path(files[2]).write_text("\n".join([*lines, "more x"]) + "\n")
+    check_lists(streams, files[:1])  # more than are wanted
