@@ -9,6 +9,9 @@ of its own:
 - cuts: ``local/cuts.py``, from segments to the data directory that scoring and training
   read; beside it ESPnet's ``format_wav_scp.sh`` on a few of the segments, by its cost for
   each;
+- lists: one of training's lists in a process, as it is opened and after an utterance in
+  38 was looked up, beside ESPnet's own type ``text``: CPU seconds, and MiB more than
+  before;
 - crop: 32 s out of the recording of half an hour, and of a file of 57 s, as
   ``espnet_atm.audio`` reads them.
 """
@@ -129,6 +132,42 @@ def measure_stock(folder: Path, utterances: int, some: int) -> None:
     )
 
 
+LISTS = """
+import resource, sys, time
+from espnet_atm.data import Lines
+from espnet2.fileio.read_text import read_2columns_text
+file, way = sys.argv[1:]
+def memory():
+    with open("/proc/self/status") as f:
+        return next(int(x.split()[1]) for x in f if x.startswith("VmRSS")) / 1024
+begin, before = time.process_time(), memory()
+found = {"ours": Lines, "stock": read_2columns_text}[way](file)
+opened, used = time.process_time() - begin, memory() - before
+utts = [line.split()[0] for number, line in enumerate(open(file)) if number % 38 == 0]
+before = memory()
+begin = time.process_time()
+for utt in utts:
+    found[utt]
+print(opened, used, 1e6 * (time.process_time() - begin) / len(utts), memory() - before)
+"""
+
+
+def measure_lists(folder: Path) -> None:
+    """What a list of training takes in each process."""
+    for way, name in (("ours", "a list of training"), ("stock", "  ESPnet's type text")):
+        done = subprocess.run(
+            [sys.executable, "-c", LISTS, folder / "pool/wav.scp", way],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        opened, used, each, more = map(float, done.stdout.split())
+        print(
+            f"{name}: {opened:.1f} CPU s and {used:.0f} MiB to open, {each:.0f} us and "
+            f"{more:.0f} MiB more to look up"
+        )
+
+
 def measure_crop(folder: Path) -> None:
     """32 s out of half an hour, and out of a segment's own file."""
     # Last: what a process has been counts as the peak of those that it starts.
@@ -160,6 +199,7 @@ def main(cmd=None) -> None:
         print(f"{args.utterances} utterances, {args.nj} jobs")
         measure_cuts(folder, args.nj)
         measure_stock(folder, args.utterances, args.stock)
+        measure_lists(folder)
         measure_crop(folder)
 
 

@@ -563,7 +563,9 @@ def test_lists_stay_in_their_files(own):
         (str(own / "text"), "text", "text"),
         (str(own / "confidence.scp"), "confidence", "kaldi_ark"),
     ]
-    ours, reading = Reading(None, 16000).of(streams)
+    ours, reading = Reading(lambda utt, data: {**data, "text": np.zeros(1)}, 16000).of(
+        streams
+    )
     dataset = ESPnetDataset(ours, preprocess=reading)
     for name, file in (("speech", "wav.scp"), ("text", "text")):
         loader, expected = dataset.loader_dict[name], read_2columns_text(own / file)
