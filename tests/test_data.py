@@ -563,7 +563,7 @@ def test_lists_stay_in_their_files(own):
         (str(own / "text"), "text", "text"),
         (str(own / "confidence.scp"), "confidence", "kaldi_ark"),
     ]
-    ours, reading = Reading(lambda utt, data: {**data, "text": np.zeros(1)}, 16000).of(
+    ours, reading = Reading(lambda utt, data: {**data, "text": np.zeros(1, np.int64)}, 16000).of(
         streams
     )
     dataset = ESPnetDataset(ours, preprocess=reading)

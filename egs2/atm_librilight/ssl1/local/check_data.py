@@ -33,10 +33,9 @@ def read_table(file: Path) -> Iterator[tuple[str, str]]:
     Raises:
         UserError: naming file and line, on what ESPnet would misread.
     """
-    before = ""
-    lines = file.read_bytes().removesuffix(b"\n").split(b"\n")
-    for number, line in enumerate(lines, 1):
-        where = f"{file}:{number}"
+    before, number = "", 0
+    for number, line in enumerate(file.open("rb"), 1):
+        line, where = line.removesuffix(b"\n"), f"{file}:{number}"
         if line.startswith(b"\xef\xbb\xbf"):
             raise UserError(f"{where}: begins with a byte-order mark: write plain UTF-8")
         if line.endswith(b"\r"):
@@ -51,6 +50,8 @@ def read_table(file: Path) -> Iterator[tuple[str, str]]:
             raise UserError(f"{where}: {key} is there twice")
         before = key
         yield key, rest.strip()
+    if not number:
+        raise UserError(f"{file}:1: the line has no id: the file is empty")
 
 
 def fault(source: str) -> str | None:
