@@ -12,6 +12,7 @@ of its own:
 - lists: one of training's lists in a process, as it is opened and after an utterance in
   38 was looked up, beside ESPnet's own type ``text``: CPU seconds, and MiB more than
   before;
+- batches: the list of them in a process, of 8,000 s, beside ESPnet's;
 - crop: 32 s out of the recording of half an hour, and of a file of 57 s, as
   ``espnet_atm.audio`` reads them.
 """
@@ -132,14 +133,18 @@ def measure_stock(folder: Path, utterances: int, some: int) -> None:
     )
 
 
-LISTS = """
-import resource, sys, time
+MEMORY = """
+import sys, time
+from espnet_atm.batches import numel_batches
 from espnet_atm.data import Lines
 from espnet2.fileio.read_text import read_2columns_text
+from espnet2.samplers.num_elements_batch_sampler import NumElementsBatchSampler
 file, way = sys.argv[1:]
 def memory():
     with open("/proc/self/status") as f:
         return next(int(x.split()[1]) for x in f if x.startswith("VmRSS")) / 1024
+"""
+LISTS = """
 begin, before = time.process_time(), memory()
 found = {"ours": Lines, "stock": read_2columns_text}[way](file)
 opened, used = time.process_time() - begin, memory() - before
@@ -156,7 +161,7 @@ def measure_lists(folder: Path) -> None:
     """What a list of training takes in each process."""
     for way, name in (("ours", "a list of training"), ("stock", "  ESPnet's type text")):
         done = subprocess.run(
-            [sys.executable, "-c", LISTS, folder / "pool/wav.scp", way],
+            [sys.executable, "-c", MEMORY + LISTS, folder / "pool/wav.scp", way],
             capture_output=True,
             text=True,
             check=True,
@@ -166,6 +171,30 @@ def measure_lists(folder: Path) -> None:
             f"{name}: {opened:.1f} CPU s and {used:.0f} MiB to open, {each:.0f} us and "
             f"{more:.0f} MiB more to look up"
         )
+
+
+BATCHES = """
+begin, before = time.process_time(), memory()
+if way == "ours":
+    found = numel_batches(file, 8000 * 16000)
+else:
+    found = list(NumElementsBatchSampler(8000 * 16000, [file]))
+print(time.process_time() - begin, memory() - before, len(found))
+"""
+
+
+def measure_batches(folder: Path) -> None:
+    """What the list of batches takes in each process."""
+    shapes = folder / "pool/utt2num_samples"
+    for way, name in (("ours", "the list of batches"), ("stock", "  ESPnet's")):
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY + BATCHES, shapes, way],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        used, more, count = map(float, done.stdout.split())
+        print(f"{name}: {used:.1f} CPU s and {more:.0f} MiB, {count:.0f} batches")
 
 
 def measure_crop(folder: Path) -> None:
@@ -200,6 +229,7 @@ def main(cmd=None) -> None:
         measure_cuts(folder, args.nj)
         measure_stock(folder, args.utterances, args.stock)
         measure_lists(folder)
+        measure_batches(folder)
         measure_crop(folder)
 
 

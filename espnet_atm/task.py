@@ -16,7 +16,10 @@ import humanfriendly
 import numpy as np
 import torch
 from espnet2.asr.frontend.cnn import CNNFrontend
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from espnet2.iterators.sequence_iter_factory import SequenceIterFactory
 from espnet2.ssl.espnet_model import ESPnetSSLModel
+from espnet2.tasks.abs_task import IteratorOptions
 from espnet2.tasks.ssl import (
     SSLTask,
     encoder_choices,
@@ -28,9 +31,18 @@ from espnet2.train.dataset import ESPnetDataset
 from espnet2.utils.nested_dict_action import NestedDictAction
 from typeguard import typechecked
 
+from espnet_atm.batches import numel_batches
 from espnet_atm.collate import SyncedCollateFn
 from espnet_atm.config import TRACK, SSLConf, find_track
-from espnet_atm.data import Crop, Reading, check_lists, check_not_all_zero, parts_of
+from espnet_atm.data import (
+    LINES_TYPE,
+    TRACK_TYPE,
+    Crop,
+    Reading,
+    check_lists,
+    check_not_all_zero,
+    parts_of,
+)
 from espnet_atm.errors import UserError, read_config, read_text
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
 from espnet_atm.losses.best_rq import BestRQLoss
@@ -367,6 +379,64 @@ class ATMSSLTask(WholeFiles, SSLTask):
             streams, reading = reading.of(streams)
             kwargs.update(data_path_and_name_and_type=streams, preprocess_fn=reading)
         return super().build_iter_factory(args, distributed_option, mode, kwargs)
+
+    @classmethod
+    def build_sequence_iter_factory(
+        cls, args: argparse.Namespace, iter_options: IteratorOptions, mode: str
+    ) -> AbsIterFactory:
+        """ESPnet's, of the same batches, whose ids stay in their file where they can."""
+        files, distributed = iter_options.shape_files, iter_options.distributed
+        world, rank = 1, 0
+        if distributed:
+            world = torch.distributed.get_world_size()
+            rank = torch.distributed.get_rank()
+        batches = None
+        if (
+            ssl_conf(args) is not None
+            and iter_options.batch_type == "numel"
+            and len(files) == 1
+            and not args.multi_task_dataset
+        ):
+            batches = numel_batches(
+                files[0],
+                iter_options.batch_bins,
+                world if distributed else args.min_batch_size,
+                args.sort_in_batch,
+                args.sort_batch,
+                args.drop_last_iter,
+            )
+        if batches is None:
+            return super().build_sequence_iter_factory(args, iter_options, mode)
+        batches = batches[: iter_options.num_batches]
+        sizes = [len(batch) for batch in batches]
+        logging.info(
+            f"[{mode}] mini-batch sizes summary: N-batch={len(sizes)}, "
+            f"mean={np.mean(sizes):.1f}, min={min(sizes)}, max={max(sizes)}, "
+            f"batch_bins={iter_options.batch_bins}"
+        )
+        if min(sizes) < world:
+            raise UserError(
+                f"[{mode}] a batch has {min(sizes)} utterances, fewer than the {world} "
+                "processes that share it: raise batch_bins"
+            )
+        batches = [batch[rank::world] for batch in batches]
+        kinds = {kind for _, _, kind in iter_options.data_path_and_name_and_type}
+        # Of its own types ESPnet holds in memory what is to be read here.
+        mapped = kinds <= {LINES_TYPE, TRACK_TYPE}
+        keys = None if mapped else set(itertools.chain.from_iterable(batches))
+        dataset = cls.build_dataset(args, iter_options, keys)
+        logging.info(f"[{mode}] dataset:\n{dataset}")
+        return SequenceIterFactory(
+            dataset=dataset,
+            batches=batches,
+            seed=args.seed,
+            num_iters_per_epoch=iter_options.num_iters_per_epoch,
+            shuffle=iter_options.train,
+            shuffle_within_batch=args.shuffle_within_batch,
+            num_workers=args.num_workers,
+            collate_fn=iter_options.collate_fn,
+            pin_memory=args.ngpu > 0,
+        )
 
     @classmethod
     def crop_to_read(
