@@ -378,3 +378,16 @@ def test_a_scorer_without_weights_is_refused_at_the_start(recipe, asr, tmp_path)
         line = done.stderr.strip().splitlines()[-1]
         assert str(file) in line and message in line, done.stderr
         assert not (recipe / "data").exists()
+
+
+def test_jobs_are_as_many_as_cores(recipe, tmp_path):
+    """Of the machine: OMP_NUM_THREADS, which nproc heeds, is about threads."""
+    done = subprocess.run(
+        ["./atm.sh", "--help"],
+        cwd=recipe,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    cores = len(os.sched_getaffinity(0))
+    assert f"--nj               # Jobs at a time (default: {cores}, the" in done.stdout

@@ -17,6 +17,7 @@ import yaml
 from conftest import copy_recipe
 
 OPTIONS = [
+    *("--nj", "2"),
     *("--stage", "1", "--stop-stage", "12", "--local_data_opts", "--scale 0.04"),
     *("--ssl_max_epoch", "1", "--asr_max_epoch", "2", "--nclusters", "8"),
     # Two of the three that there are: decoding takes long.

@@ -90,7 +90,7 @@ def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
                 *("--asr_train_set", "labelled", "--asr_valid_set", "labelled"),
                 *("--test_sets", "labelled", "--objective", "best_rq"),
                 *("--scorer_config", str(asr[0]), "--scorer_model", str(asr[1])),
-                *("--stage", "6", *options),
+                *("--nj", "2", "--stage", "6", *options),
             ],
             cwd=recipe,
             stdin=subprocess.DEVNULL,

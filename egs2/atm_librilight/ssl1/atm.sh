@@ -24,7 +24,7 @@ hf_repo=              # Where stage 14 uploads to.
 ngpu=0                # The number of gpus ("0" uses cpu, otherwise use gpu).
 seed=                 # Of pre-training and of fine-tuning (default: the configs', or 0).
 num_nodes=1           # The number of nodes of pre-training.
-nj=$(nproc)           # The number of parallel jobs.
+nj=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # The number of parallel jobs.
 dumpdir=              # Directory to dump features (default: dump/<corpus>).
 expdir=               # Directory to save experiments (default: exp/<corpus>).
 python="python3 -m espnet_atm"  # Runs the SSL task; see espnet_atm/__main__.py.
@@ -103,7 +103,7 @@ With --stop_stage 0 only the options are looked at.
 Stages:
     1   data preparation            7   confidence report
     2   segments of long recordings 8   k-means pseudo-labels (hubert)
-    3   format wav.scp              9   collect statistics
+    3   format wav.scp, or cut      9   lengths of the utterances
     4   drop too long or short      10  pre-train
     5   scorer                      11  export; fine-tune
     6   score the unlabelled sets   12  decode, score, RESULTS.md
@@ -165,7 +165,8 @@ Options:
     --km_portion       # Learn them from this part of the utterances (default="${km_portion}").
     --write_segments   # true: write the pool's segments as files of their own, e.g. for a slow
                        # network disk, not as cuts into the recordings (default: false).
-    --nj, --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
+    --nj               # Jobs at a time (default: ${nj}, the cores there are).
+    --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
 EOF
 )
 
