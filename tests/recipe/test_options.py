@@ -390,4 +390,4 @@ def test_jobs_are_as_many_as_cores(recipe, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     cores = len(os.sched_getaffinity(0))
-    assert f"--nj               # Jobs at a time (default: {cores}, the" in done.stdout
+    assert f"--nj               # Jobs at a time (default: {cores}, the" in done.stderr
