@@ -127,7 +127,7 @@ def test_pipeline(recipe):
     for test in tests:
         assert re.search(rf"^  {test}: WER {interval}, CER {interval}", end, re.M)
     assert f"against {SCORER}, the same model and labelled data without pre-training" in end
-    same = r"./run.sh --local_data_opts --scale\ 0.04 --ssl_max_epoch 1"
+    same = r"./run.sh --nj 2 --local_data_opts --scale\ 0.04 --ssl_max_epoch 1"
     assert f"random masks, the baseline:  {same}" in end
     assert f"tensorboard --logdir {recipe}/exp/mini/ssl_{RUN}_raw/tensorboard" in end
     assert (recipe / "RESULTS.md").read_text().count(RUN) == 2
