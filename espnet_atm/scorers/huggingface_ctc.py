@@ -130,7 +130,9 @@ class HuggingFaceCTCScorer(Scorer):
     def _posteriors(
         self, speech: torch.Tensor, lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        rows = [row[:n].cpu().numpy() for row, n in zip(speech, lengths.tolist())]
+        # The extractors work on the CPU; a copy for each row would wait for the GPU each time.
+        audio, counts = speech.cpu().numpy(), lengths.tolist()
+        rows = [row[:n] for row, n in zip(audio, counts)]
         inputs = self.extractor(
             rows, sampling_rate=self.sampling_rate, padding=True, return_tensors="pt"
         )
@@ -139,7 +141,7 @@ class HuggingFaceCTCScorer(Scorer):
         logits = self.model(**inputs).logits
         frames = torch.full_like(lengths, logits.size(1))
         if self.grid is not None and self.grid.layers:
-            known = [self.grid.length(n) for n in lengths.tolist()]
+            known = [self.grid.length(n) for n in counts]
             frames = torch.minimum(frames, torch.tensor(known, device=self.device))
         return logits.float().log_softmax(dim=-1), frames
 
