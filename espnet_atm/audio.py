@@ -5,8 +5,10 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import logging
 import math
+import operator
 import os
 import re
 import shutil
@@ -31,6 +33,9 @@ from espnet_atm.errors import UserError, check_file
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 CHECKSUM_CHUNK = 1 << 20  # samples
+BLOCK = 16  # rows, of whose first the place is known
+SCANNED = 1 << 22  # bytes of a table that are looked at together
+SEARCHED = 4096  # bytes in which rows are looked at one after the other
 MP3 = rb"ID3|\xff[\xe0-\xff]"
 MP3_SLACK = 2 * 1152  # samples by which a decoder's beginning and end may differ
 
@@ -42,14 +47,17 @@ class AudioError(UserError):
 class Table(Sequence):
     """The rows of a Kaldi file, each read from the file when it is asked for.
 
-    In memory are 8 bytes a row, where its line begins; and 16 more, a hash of its id and
-    the order of the hashes, where ids are not sorted as by ``LC_ALL=C sort``. Processes
-    that are forked share them. A row is its columns, the first one an id that is seen once
-    only. A byte-order mark, which some editors put before the first, is none of it.
+    In memory are 8 bytes for 16 rows, where the first of them begins; and 16 bytes a row,
+    a hash of its id and the order of the hashes, where ids are not sorted as by
+    ``LC_ALL=C sort``. Processes that are forked share them. A row is its columns, the
+    first one an id that is seen once only. A byte-order mark, which some editors put
+    before the first, is none of it.
 
     Args:
         path: e.g. ``wav.scp`` (two columns) or ``segments`` (four).
-        columns: the last one takes the rest of the line.
+        columns: the last one takes the rest of the line; 1 for the ids alone.
+        checked: whether all is read at once. If not, rows are found where they are in a
+            sorted file, and all is read when one is not there, or asked for by number.
 
     Raises:
         UserError: naming file and line, on a line with too few columns or an id seen
@@ -57,49 +65,83 @@ class Table(Sequence):
         OSError: when there is nothing of that name.
     """
 
-    def __init__(self, path: Union[str, Path], columns: int):
+    def __init__(self, path: Union[str, Path], columns: int, checked: bool = True):
         self.path, self.columns = Path(path), columns
         check_file(path)
         self.file = open(path, "rb")
-        if self.file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
-            self.file.seek(0)
-        starts, before, self.sorted = array("Q", [self.file.tell()]), "", True
-        for number, line in enumerate(self.file, 1):
+        mark = self.file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
+        self.begin = len(BYTE_ORDER_MARK) if mark else 0
+        self.end = os.fstat(self.file.fileno()).st_size
+        self.scan: Optional[_Scan] = None
+        if checked:
+            self._read_all()
+
+    def _read_all(self) -> "_Scan":
+        """Look at each line once."""
+        if self.scan is not None:
+            return self.scan
+        scan, at = _Scan(), self.begin
+        while at < self.end:
+            end = self._next_line(at + SCANNED)
+            block = self._pread(at, end - at)
+            scan.add(block, at, self._ids(block, scan.count))
+            at = end
+        scan.starts.append(self.end)
+        self.scan = scan
+        if not scan.sorted:
+            self._hash_ids(scan)
+            self._refuse_repeated(scan)
+        return scan
+
+    def _ids(self, block: bytes, before: int) -> List[str]:
+        """The ids of whole lines, after so many others."""
+        most = max(self.columns - 1, 1)
+        try:
+            text = block.decode("utf-8")
+        except UnicodeDecodeError:
+            text = ""
+        lines = text.removesuffix("\n").split("\n")
+        # Rows that are kept, of all lines, would keep the garbage collector busy.
+        ids = [
+            row[0] if len(row) >= self.columns else ""
+            for line in lines
+            for row in [line.split(None, most)]
+        ]
+        if "" in ids or "\0" in text or "\ufeff" in text:
+            self._refuse_bad(block, before)
+        return ids
+
+    def _refuse_bad(self, block: bytes, before: int) -> None:
+        """Name the first bad line, if there is one."""
+        for number, line in enumerate(io.BytesIO(block), before + 1):
             try:
                 row = self._split(line)
             except UnicodeDecodeError:
-                raise UserError(f"{path}:{number}: is no text in UTF-8") from None
-            if len(row) != columns:
-                what = "path" if columns == 2 else f"{columns} columns"
+                raise UserError(f"{self.path}:{number}: is no text in UTF-8") from None
+            if len(row) != self.columns:
+                what = "path" if self.columns == 2 else f"{self.columns} columns"
                 raise UserError(
-                    f"{path}:{number}: no {what} in {line.decode().strip()!r}"
+                    f"{self.path}:{number}: no {what} in {line.decode().strip()!r}"
                 )
             if b"\0" in line or row[0].startswith("\ufeff"):
                 what = "a null" if b"\0" in line else "a byte-order mark"
-                raise UserError(f"{path}:{number}: holds {what} character")
-            starts.append(starts[-1] + len(line))
-            self.sorted = self.sorted and before < row[0]
-            before = row[0]
-        self.starts = np.frombuffer(starts, np.uint64)
-        if not self.sorted:
-            self._hash_ids()
-            self._refuse_repeated()
+                raise UserError(f"{self.path}:{number}: holds {what} character")
 
     def _split(self, line: bytes) -> List[str]:
-        row = line.decode("utf-8").split(maxsplit=self.columns - 1)
+        row = line.decode("utf-8").split(maxsplit=max(self.columns - 1, 1))[: self.columns]
         return [*row[:-1], row[-1].strip()] if row else row
 
-    def _hash_ids(self) -> None:
-        hashes = np.fromiter((_hash(row[0]) for row in self), np.uint64, len(self))
-        self.order = np.argsort(hashes, kind="stable")
-        self.hashes = hashes[self.order]
+    def _hash_ids(self, scan: "_Scan") -> None:
+        hashes = np.fromiter((_hash(row[0]) for row in self), np.uint64, scan.count)
+        scan.order = np.argsort(hashes, kind="stable")
+        scan.hashes = hashes[scan.order]
 
-    def _refuse_repeated(self) -> None:
-        alike = np.flatnonzero(self.hashes[1:] == self.hashes[:-1])
+    def _refuse_repeated(self, scan: "_Scan") -> None:
+        alike = np.flatnonzero(scan.hashes[1:] == scan.hashes[:-1])
         repeated = [
-            (int(self.order[at + 1]), int(self.order[at]))
+            (int(scan.order[at + 1]), int(scan.order[at]))
             for at in alike
-            if self[self.order[at]][0] == self[self.order[at + 1]][0]
+            if self[scan.order[at]][0] == self[scan.order[at + 1]][0]
         ]
         if repeated:
             second, first = min(repeated)
@@ -109,30 +151,150 @@ class Table(Sequence):
             )
 
     def __reduce__(self) -> Tuple:
-        return Table, (self.path, self.columns)
+        return Table, (self.path, self.columns, self.scan is not None)
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return self._count if self.scan is None else self.scan.count
+
+    @functools.cached_property
+    def _count(self) -> int:
+        """Lines, whatever is in them: ESPnet asks each list whether it is empty."""
+        places = range(self.begin, self.end, SCANNED)
+        ends = sum(self._pread(at, SCANNED).count(b"\n") for at in places)
+        return ends + (self.begin < self.end and self._pread(self.end - 1, 1) != b"\n")
 
     def __getitem__(self, index: int) -> List[str]:
-        index = range(len(self))[index]  # as lists count
-        start, end = map(int, self.starts[index : index + 2])
+        index = range(self._read_all().count)[index]  # as lists count
+        return self._split(self._block(index // BLOCK)[index % BLOCK])
+
+    def __iter__(self) -> Iterator[List[str]]:
+        for number in range(len(self._read_all().starts) - 1):
+            yield from map(self._split, self._block(number))
+
+    def _block(self, number: int) -> List[bytes]:
+        """The lines between two starts."""
+        start, end = self.scan.starts[number : number + 2]
+        return self._pread(start, end - start).removesuffix(b"\n").split(b"\n")
+
+    def _pread(self, start: int, size: int) -> bytes:
         # Processes that read at the same time share the file's position.
-        return self._split(os.pread(self.file.fileno(), end - start, start))
+        return os.pread(self.file.fileno(), size, start)
+
+    @property
+    def sorted(self) -> bool:
+        """Whether ids are sorted as by ``LC_ALL=C sort``."""
+        return self._read_all().sorted
+
+    def has_ids_of(self, other: "Table") -> bool:
+        """Whether all ids of another are here; of what is not sorted, it is not told."""
+        own, wanted = self._read_all(), other._read_all()
+        if not (own.sorted and wanted.sorted):
+            return False
+        if own.digest.digest() == wanted.digest.digest():
+            return True
+        ids = (row[0] for row in self)
+        return all(row[0] in ids for row in other)  # each goes on where the last was
 
     def find(self, name: str) -> Optional[int]:
         """The number of the row with this id, from 0; None if there is none."""
-        if self.sorted:
-            at = bisect.bisect_left(self, name, key=lambda row: row[0])
-            return at if at < len(self) and self[at][0] == name else None
+        scan = self._read_all()
+        if not scan.sorted:
+            return self._find_hash(name)
+        found = self._search(name)
+        if found is None:
+            return None
+        number = bisect.bisect(scan.starts, found[0]) - 1
+        before = self._pread(scan.starts[number], found[0] - scan.starts[number])
+        return number * BLOCK + before.count(b"\n")
+
+    def get(self, name: str) -> Optional[List[str]]:
+        """The row with this id; None if there is none."""
+        if self.scan is None or self.scan.sorted:
+            try:
+                found = self._search(name)
+            except UnicodeDecodeError:  # to be named, by its line
+                found = None
+            if found is not None and len(found[1]) == self.columns:
+                return found[1]
+            if self._read_all().sorted:
+                return None
+        index = self._find_hash(name)
+        return None if index is None else self[index]
+
+    def _find_hash(self, name: str) -> Optional[int]:
+        hashes, order = self.scan.hashes, self.scan.order
         wanted = np.uint64(_hash(name))
-        at = int(np.searchsorted(self.hashes, wanted))
-        while at < len(self) and self.hashes[at] == wanted:
-            index = int(self.order[at])
+        at = int(np.searchsorted(hashes, wanted))
+        while at < len(hashes) and hashes[at] == wanted:
+            index = int(order[at])
             if self[index][0] == name:
                 return index
             at += 1
         return None
+
+    def _search(self, name: str) -> Optional[Tuple[int, List[str]]]:
+        """Where the row with this id begins, and the row, in a sorted file."""
+        # The line begins at or after first, where a line does, and before last.
+        first, last = self.begin, self.end
+        while last - first > SEARCHED:
+            middle = (first + last) // 2
+            start = self._next_line(middle)
+            if start >= last:
+                last = middle + 1
+            elif self._id_at(start) <= name:
+                first = start
+            else:
+                last = start
+        while first < last:
+            end = self._next_line(first)
+            line = self._pread(first, end - first)
+            if (row := self._split(line)) and row[0] == name:
+                return first, row
+            first = end
+        return None
+
+    def _next_line(self, at: int) -> int:
+        """Where the first line after a byte begins."""
+        while at < self.end:
+            data = self._pread(at, SEARCHED)
+            found = data.find(b"\n")
+            if found >= 0:
+                return at + found + 1
+            at += len(data) or self.end
+        return self.end
+
+    def _id_at(self, start: int) -> str:
+        """The id of the line that begins there."""
+        size = 256
+        while True:
+            data = self._pread(start, size)
+            head = data.partition(b"\n")[0].decode("utf-8", errors="ignore").split(None, 1)
+            if len(head) == 2 or len(data) < size or b"\n" in data:
+                return head[0] if head else ""
+            size *= 8
+
+
+class _Scan:
+    """What is kept of a file's lines: ``starts`` of each :data:`BLOCK`, and its end."""
+
+    def __init__(self):
+        self.starts, self.count, self.sorted = array("Q"), 0, True
+        self.last = ""
+        self.digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, block: bytes, at: int, ids: List[str]) -> None:
+        """Take in lines that begin at a byte."""
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
+        starts = np.concatenate([[0], ends])[: len(ids)]
+        self.starts.extend((at + starts[-self.count % BLOCK :: BLOCK]).tolist())
+        self.count += len(ids)
+        self.sorted = (
+            self.sorted
+            and self.last < ids[0]
+            and all(map(operator.lt, ids, itertools.islice(ids, 1, None)))
+        )
+        self.last = ids[-1]
+        self.digest.update("\n".join([*ids, ""]).encode())
 
 
 def _hash(name: str) -> int:
@@ -439,7 +601,7 @@ class AudioDataset(torch.utils.data.Dataset):
         self.utterances = Table(segments, 4)
         for number, (utt, recording, *times) in enumerate(self.utterances, 1):
             where = f"{segments}:{number}: {utt}"
-            if self.recordings.find(recording) is None:
+            if self.recordings.get(recording) is None:
                 raise UserError(f"{where}: recording {recording} is not in {wav_scp}")
             try:
                 start, end = map(float, times)
@@ -494,7 +656,7 @@ class AudioDataset(torch.utils.data.Dataset):
         """What to read, and from when to when, in seconds."""
         _, source, *times = self.utterances[index]
         if self.segmented:
-            source = self.recordings[self.recordings.find(source)][1]
+            _, source = self.recordings.get(source)
         return source, list(map(float, times))
 
     def source_hash(self, index: int) -> str:

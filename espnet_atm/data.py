@@ -2,7 +2,7 @@
 
 import copy
 import functools
-import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import (
@@ -45,6 +45,8 @@ CROPS_TO_ONE_WHOLE = 64
 PARTS = "num_splits"  # says of a folder that it is read part by part, and of how many
 # Utterances that a message names.
 NAMED = 3
+# Lists of no more bytes than this are compared before a model is built: 0.3 s.
+SMALL = 1 << 26
 # Types whose file has a line for each utterance, which begins with its id.
 LISTS = ("sound", "multi_columns_sound", "variable_columns_sound", "kaldi_ark", "npy")
 LISTS += ("text", "text_int", "text_float", "csv_int", "csv_float")
@@ -73,7 +75,7 @@ class Lines(Mapping):
     """
 
     def __init__(self, path: str):
-        self.table = Table(path, 2)
+        self.table = Table(path, 2, checked=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -82,10 +84,10 @@ class Lines(Mapping):
         return (row[0] for row in self.table)
 
     def __getitem__(self, utt: str) -> str:
-        index = self.table.find(utt)
-        if index is None:
+        row = self.table.get(utt)
+        if row is None:
             raise KeyError(utt)
-        return self.table[index][1]
+        return row[1]
 
 
 # Read by ESPnet as its other types are, from a process of its own or not. (It takes the
@@ -334,7 +336,7 @@ def check_lists(streams: Collection[Stream], shape_files: Collection[str]) -> No
     if not keys:
         return  # ESPnet asks for speech, and a type of another kind makes up its ids
     others = [*shape_files[1:], *files]
-    if others and all(_are_alike(keys[0], path) for path in others):
+    if others and _are_sorted(keys[0], others):
         return
     wanted = {utt for _, utt, _ in _lines(keys[0])}
     if not wanted:
@@ -358,19 +360,33 @@ def check_lists(streams: Collection[Stream], shape_files: Collection[str]) -> No
             )
 
 
-def _are_alike(first: str, second: str) -> bool:
-    """Whether two lists have the same ids, sorted, each with something behind it.
+def are_small(parts: Collection[Tuple[Collection[Stream], Collection[str]]]) -> bool:
+    """Whether the lists of a set, or of its parts, are compared in no time.
+
+    Args:
+        parts: streams and shape files of each.
+    """
+    files = [
+        file
+        for streams, shape_files in parts
+        for file in [*shape_files, *(path for path, _, kind in streams if kind in LISTS)]
+    ]
+    return sum(os.path.getsize(x) for x in files if os.path.isfile(x)) <= SMALL
+
+
+def _are_sorted(first: str, others: Collection[str]) -> bool:
+    """Whether lists have the ids of the first, sorted, each with something behind it.
 
     As those of a recipe have: then none of them need be held in memory.
     """
-    before = ""
-    for one, other in itertools.zip_longest(_lines(first), _lines(second)):
-        if one is None or other is None or one[1] != other[1] or not other[2]:
-            return False
-        if one[1] <= before:
-            return False
-        before = one[1]
-    return bool(before)
+    try:
+        wanted = Table(first, 1)
+        tables = (Table(path, 2) for path in others)
+        return len(wanted) > 0 == wanted.begin and all(
+            table.begin == 0 and table.has_ids_of(wanted) for table in tables
+        )
+    except UserError:  # told below in other words
+        return False
 
 
 def check_not_all_zero(confidence_scp: str, shape_files: Collection[str]) -> None:
@@ -384,15 +400,15 @@ def check_not_all_zero(confidence_scp: str, shape_files: Collection[str]) -> Non
     file = Path(confidence_scp).parent / "utt2confidence"
     if not file.is_file():
         return
-    wanted = {utt for _, utt, _ in _lines(shape_files[0])} if shape_files else None
+    wanted = Table(shape_files[0], 1, checked=False) if shape_files else None
     found = 0
     for number, utt, value in _lines(str(file)):
-        if wanted is not None and utt not in wanted:
-            continue
         try:
             mean = float(value)
         except ValueError:
             raise UserError(f"{file}:{number}: {value!r} is not a confidence") from None
+        if wanted is not None and wanted.get(utt) is None:
+            continue
         if mean != 0:
             return
         found += 1

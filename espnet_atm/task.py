@@ -39,6 +39,8 @@ from espnet_atm.data import (
     TRACK_TYPE,
     Crop,
     Reading,
+    Stream,
+    are_small,
     check_lists,
     check_not_all_zero,
     parts_of,
@@ -367,8 +369,10 @@ class ATMSSLTask(WholeFiles, SSLTask):
         ``args``, and so the config that is written, keep the types that the user gave.
         """
         if ssl_conf(args) is not None:
-            kwargs = dict(kwargs or {})
             option = "train" if mode == "train" else "valid"
+            if kwargs is None and mode == option:
+                cls.check_large_lists(args, mode)
+            kwargs = dict(kwargs or {})
             streams = kwargs.get(
                 "data_path_and_name_and_type",
                 getattr(args, f"{option}_data_path_and_name_and_type"),
@@ -379,6 +383,22 @@ class ATMSSLTask(WholeFiles, SSLTask):
             streams, reading = reading.of(streams)
             kwargs.update(data_path_and_name_and_type=streams, preprocess_fn=reading)
         return super().build_iter_factory(args, distributed_option, mode, kwargs)
+
+    @classmethod
+    def build_multiple_iter_factory(
+        cls, args: argparse.Namespace, distributed_option: Any, mode: str
+    ):
+        """ESPnet's, which finds out what a part lacks when its turn comes."""
+        if ssl_conf(args) is not None:
+            cls.check_large_lists(args, mode)
+        return super().build_multiple_iter_factory(args, distributed_option, mode)
+
+    @classmethod
+    def check_large_lists(cls, args: argparse.Namespace, mode: str) -> None:
+        """What :meth:`check_ssl_conf` had no time for, before training."""
+        if not are_small(cls.parts(args, mode)):
+            logging.info(f"[{mode}] comparing the lists")
+            cls.check_all_lists(args, mode)
 
     @classmethod
     def build_sequence_iter_factory(
@@ -499,7 +519,6 @@ class ATMSSLTask(WholeFiles, SSLTask):
         for mode in ("train", "valid"):
             option = f"{mode}_data_path_and_name_and_type"
             streams = getattr(args, option)
-            shape_files = getattr(args, f"{mode}_shape_file")
             track = None
             if conf.needs_track:
                 track = find_track(streams, option)
@@ -507,25 +526,12 @@ class ATMSSLTask(WholeFiles, SSLTask):
                 raise UserError(
                     f"ssl_conf.scorer and --{option} both give confidences: leave one out"
                 )
-            if mode == "train" and args.multiple_iterator:
-                parts = [parts_of(path) for path, _, _ in streams]
-                shapes = [parts_of(path) for path in shape_files]
-                if len({len(x) for x in [*parts, *shapes]}) > 1:
-                    raise UserError(
-                        f"--{option} and --{mode}_shape_file: their folders have "
-                        f"{[len(x) for x in [*parts, *shapes]]} parts: split all alike"
-                    )
-                for number in range(len(parts[0])):
-                    check_lists(
-                        [(p[number], *x[1:]) for p, x in zip(parts, streams)],
-                        [p[number] for p in shapes],
-                    )
-                if track is not None:
-                    check_not_all_zero(track, [])
-                continue
-            check_lists(streams, shape_files)
+            parts = cls.parts(args, mode)
+            if are_small(parts):
+                cls.check_all_lists(args, mode)
+            streams, shape_files = parts[0]
             if track is not None:
-                check_not_all_zero(track, shape_files)
+                check_not_all_zero(track, shape_files if len(parts) == 1 else [])
             streams, reading = cls.build_preprocess_fn(args, False).of(streams)
             dataset = ESPnetDataset(streams, preprocess=reading)
             collate = cls.build_collate_fn(args, train=False)
@@ -533,8 +539,51 @@ class ATMSSLTask(WholeFiles, SSLTask):
             if shape_files:
                 with open(shape_files[0], encoding="utf-8") as f:
                     utterances = [x.split()[0] for x in itertools.islice(f, TRIED)]
-            for utt in itertools.islice(utterances, TRIED):
-                collate([dataset[utt]])
+            try:
+                for utt in itertools.islice(utterances, TRIED):
+                    collate([dataset[utt]])
+            except Exception:
+                cls.check_all_lists(args, mode)  # says more, if one of them lacks it
+                raise
+
+    @classmethod
+    def parts(
+        cls, args: argparse.Namespace, mode: str
+    ) -> List[Tuple[List[Stream], List[str]]]:
+        """Streams and shape files of a set, of each part that is trained on by itself.
+
+        Raises:
+            UserError: when the folders of ``multiple_iterator`` have not as many parts.
+        """
+        option = f"{mode}_data_path_and_name_and_type"
+        streams = list(getattr(args, option))
+        shape_files = list(getattr(args, f"{mode}_shape_file"))
+        if mode != "train" or not args.multiple_iterator:
+            return [(streams, shape_files)]
+        paths = [parts_of(path) for path, _, _ in streams]
+        shapes = [parts_of(path) for path in shape_files]
+        if len({len(x) for x in [*paths, *shapes]}) > 1:
+            raise UserError(
+                f"--{option} and --{mode}_shape_file: their folders have "
+                f"{[len(x) for x in [*paths, *shapes]]} parts: split all alike"
+            )
+        return [
+            (
+                [(x[number], *stream[1:]) for x, stream in zip(paths, streams)],
+                [x[number] for x in shapes],
+            )
+            for number in range(len(paths[0]))
+        ]
+
+    @classmethod
+    def check_all_lists(cls, args: argparse.Namespace, mode: str) -> None:
+        """Refuse a set in which an utterance lacks a stream.
+
+        Raises:
+            UserError: naming the file, and some of them.
+        """
+        for streams, shape_files in cls.parts(args, mode):
+            check_lists(streams, shape_files)
 
     @classmethod
     def check_crop(cls, conf: SSLConf, grid: FrameGrid, rate: int) -> None:

@@ -39,8 +39,8 @@ class TrackReader(Mapping):
 
     A read refuses what is not this utterance's: the archive has the id right before each
     track; beside tracks that ``espnet_atm.bin.score`` stored, ``utt2confidence`` has
-    their means, and ``utt2audio`` their checksums and the audio's. In memory are 24
-    bytes an utterance for each of the three files.
+    their means, and ``utt2audio`` their checksums and the audio's. None of the three
+    files is held in memory.
 
     Args:
         confidence_scp: Kaldi's: utterance and ``FILE:OFFSET``, a file or a command.
@@ -59,7 +59,7 @@ class TrackReader(Mapping):
     ):
         self.path = Path(confidence_scp)
         self.folder = self.path.parent if folder is None else Path(folder)
-        self.tracks = Table(self.path, 2)
+        self.tracks = Table(self.path, 2, checked=False)
         # Others' utt2confidence may be about something else.
         made_by_score = any(
             (self.folder / name).exists() for name in ("scorer", "utt2audio")
@@ -69,7 +69,7 @@ class TrackReader(Mapping):
 
     def _beside(self, name: str, columns: int) -> Optional[Table]:
         file = self.folder / name
-        return Table(file, columns) if file.exists() else None
+        return Table(file, columns, checked=False) if file.exists() else None
 
     def __len__(self) -> int:
         return len(self.tracks)
@@ -78,7 +78,7 @@ class TrackReader(Mapping):
         return (row[0] for row in self.tracks)
 
     def __contains__(self, utt: object) -> bool:
-        return isinstance(utt, str) and self.tracks.find(utt) is not None
+        return isinstance(utt, str) and self.tracks.get(utt) is not None
 
     def __getitem__(self, utt: str) -> np.ndarray:
         """The confidence of each frame (S,), float32, in [0, 1].
@@ -87,10 +87,10 @@ class TrackReader(Mapping):
             UserError: naming the utterance and the file, when there is no such track, or
                 it is another utterance's, damaged, or no confidence.
         """
-        index = self.tracks.find(utt)
-        if index is None:
+        row = self.tracks.get(utt)
+        if row is None:
             raise UserError(f"{self.path}: has no track of {utt}")
-        source = self.tracks[index][1]
+        source = row[1]
         track, found = read_track(utt, source, f"{self.path}: {utt}")
         if self.audio is not None:
             expected = self._row(self.audio, utt)[5]
@@ -124,13 +124,13 @@ class TrackReader(Mapping):
                 )
 
     def _row(self, table: Table, utt: str) -> list:
-        index = table.find(utt)
-        if index is None:
+        row = table.get(utt)
+        if row is None:
             raise UserError(
                 f"{table.path}: has no line of {utt}, which {self.path} has: it is of "
                 "another or an unfinished run; run espnet_atm.bin.score again"
             )
-        return table[index]
+        return row
 
     def check_audio(self, utt: str, speech: np.ndarray, rate: int) -> None:
         """Refuse audio that is not what was scored, where that is known.

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from conftest import ROOT
 
-from espnet_atm import audio
+import espnet_atm.audio
 from espnet_atm.audio import AudioDataset, AudioError, Table, checksum, read_audio
 from espnet_atm.errors import UserError
 
@@ -147,7 +147,7 @@ def test_what_tells_audio_from_other(tmp_path, speech):
 
     def read(**options):
         dataset = AudioDataset(tmp_path / "wav.scp", **options)
-        audio._file_state.cache_clear()
+        espnet_atm.audio._file_state.cache_clear()
         return [(dataset.load(i)[1], dataset.source_hash(i)) for i in range(2)]
 
     (first, there), (second, elsewhere) = read()
@@ -359,3 +359,49 @@ def test_rows_are_found_in_any_order(tmp_path, ordered, mark):
         assert table.find(other) is None
     again = pickle.loads(pickle.dumps(table))
     assert again.find(names[7]) == table.find(names[7])
+
+
+@pytest.mark.parametrize("searched", [64, 4096])
+@pytest.mark.parametrize("long", [False, True])
+def test_rows_are_found_before_all_is_read(tmp_path, monkeypatch, searched, long):
+    monkeypatch.setattr(espnet_atm.audio, "SEARCHED", searched)
+    monkeypatch.setattr(espnet_atm.audio, "SCANNED", 1000)
+    rows = [
+        [f"{x:04}" + "é" * (x % 3), " ".join(["17"] * (1 + x % 5 * 400 * long))]
+        for x in range(1, 700, 2)
+    ]
+    (tmp_path / "x").write_text("\n".join(map(" ".join, rows)), encoding="utf-8")
+    table = Table(tmp_path / "x", 2, checked=False)
+    assert [table.get(row[0]) for row in rows] == rows and len(table) == len(rows)
+    assert table.scan is None
+    assert pickle.loads(pickle.dumps(table)).scan is None
+    for other in ("", "0000", "0002", "0003é", rows[7][0] + "x", "9"):
+        assert table.get(other) is None
+    # What is not there may be elsewhere in what is not sorted: now all was read.
+    assert table.scan is not None and table.sorted
+    assert list(table) == rows == [table[x] for x in range(len(rows))]
+    assert [table.find(row[0]) for row in rows] == list(range(len(rows)))
+
+
+def test_a_bad_line_is_named_when_it_is_met(tmp_path):
+    lines = [f"{x:04} a\n" for x in range(5000)]
+    lines[4321] = "4321\n"
+    (tmp_path / "x").write_text("".join(lines))
+    table = Table(tmp_path / "x", 2, checked=False)
+    assert table.get("0007") == ["0007", "a"]
+    for use in (lambda: table.get("4321"), lambda: table.get("none"), lambda: table[7]):
+        with pytest.raises(UserError, match="x:4322: no path in '4321'"):
+            use()
+
+
+def test_tables_with_the_ids_of_another(tmp_path):
+    def table(*ids, columns=2):
+        file = tmp_path / "".join(ids)
+        file.write_text("".join(f"{x} {len(x)}\n" for x in ids))
+        return Table(file, columns)
+
+    wanted = table("a", "c", "d", columns=1)
+    assert list(wanted) == [["a"], ["c"], ["d"]]
+    for ids, has in (("acd", True), ("abcde", True), ("ac", False), ("cd", False)):
+        assert table(*ids).has_ids_of(wanted) == has
+    assert not table(*"dca").has_ids_of(wanted)  # not told

@@ -13,6 +13,8 @@ import yaml
 from conftest import LOSSES
 from test_track import store
 
+import espnet_atm.data
+import espnet_atm.task
 from espnet_atm.data import Reading, check_lists, check_not_all_zero
 from espnet_atm.errors import UserError
 from espnet_atm.task import ATMSSLTask
@@ -275,6 +277,41 @@ def test_an_utterance_without_a_stream_is_refused_at_the_start(
     with pytest.raises(UserError, match=message):
         ATMSSLTask.main(cmd=cmd)
     assert not (folder_of(cmd) / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("fault", ["track", "label", "audio", "twice"])
+@pytest.mark.parametrize("only", ["train", "valid"])
+def test_large_lists_are_compared_before_training(
+    command, own, fault, only, monkeypatch
+):
+    """Not before the model is built, where only the first utterances are looked at."""
+    monkeypatch.setattr(espnet_atm.data, "SMALL", 0)
+    monkeypatch.setattr(espnet_atm.task, "TRIED", 2)
+    change, message = LISTS[fault]
+    change(own)
+    cmd = command(only=only, ssl_conf=ATM)
+    with pytest.raises(UserError, match=message):
+        ATMSSLTask.main(cmd=cmd)
+    assert (folder_of(cmd) / "config.yaml").exists()
+    assert not (folder_of(cmd) / "1epoch.pth").exists()
+
+
+def test_large_lists_that_lack_the_first_utterance(command, own, monkeypatch):
+    monkeypatch.setattr(espnet_atm.data, "SMALL", 0)
+    rewrite(own / "text", lambda x: x[1:])
+    with pytest.raises(UserError, match="text: lacks 1 of the 10 utterances .*: utt0; "):
+        ATMSSLTask.main(cmd=(cmd := command(ssl_conf=ATM)))
+    assert not (folder_of(cmd) / "config.yaml").exists()
+
+
+def test_large_lists_of_parts_are_compared_before_training(command, own, monkeypatch):
+    monkeypatch.setattr(espnet_atm.data, "SMALL", 0)
+    split(own)
+    rewrite(own / "confidence.scp" / "split.1", lambda x: x[:-1])
+    cmd = command(only="train", ssl_conf=ATM) + ["--multiple_iterator", "true"]
+    with pytest.raises(UserError, match="split.1: lacks 1 of the 5 utterances"):
+        ATMSSLTask.main(cmd=cmd)
+    assert not (folder_of(cmd) / "1epoch.pth").exists()
 
 
 def test_what_is_not_trained_on_needs_no_track(command, own):
