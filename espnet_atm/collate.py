@@ -11,7 +11,7 @@ from espnet_atm.confidence import align_track, check_track, refine_confidence
 from espnet_atm.config import TRACK
 from espnet_atm.data import PLACE, crop_start
 from espnet_atm.errors import UserError
-from espnet_atm.frames import FrameGrid
+from espnet_atm.frames import FrameGrid, nearest_frames
 from espnet_atm.values import MOST_FRAMES, whole
 
 
@@ -31,6 +31,8 @@ class SyncedCollateFn:
             frames; see :func:`espnet_atm.confidence.refine_confidence`.
         crop_samples: the longest audio that is trained on; longer utterances are
             cropped. None for no bound.
+        label_grid: the frames of stored labels; None for those of ESPnet's text, as
+            ``label_downsampling`` tells.
 
     Raises:
         UserError: when ``label_downsampling`` does not divide the frame shift, and
@@ -45,6 +47,7 @@ class SyncedCollateFn:
         smooth: int = 1,
         energy_gate: Optional[float] = None,
         crop_samples: Optional[int] = None,
+        label_grid: Optional[FrameGrid] = None,
     ):
         if crop_samples is not None and grid.length(crop_samples) == 0:
             raise UserError(
@@ -63,6 +66,7 @@ class SyncedCollateFn:
             )
         self.grid = grid
         self.track_grid = track_grid
+        self.label_grid = label_grid
         self.smooth = smooth
         self.energy_gate = energy_gate
         self.label_shift = grid.shift // stock.label_downsampling
@@ -178,6 +182,8 @@ class SyncedCollateFn:
     ) -> np.ndarray:
         """For each encoder frame the label nearest in time, (L,) -> (T,)."""
         frames = self.grid.length(num_samples)
+        if self.label_grid is not None:
+            return self._align_stored_labels(utt, labels, num_samples, frames)
         if self.label_shift == self.grid.shift and len(labels) == frames:
             return labels
         lost = abs(len(labels) * self.label_shift - num_samples)
@@ -192,3 +198,18 @@ class SyncedCollateFn:
         centres = self.grid.offset + self.grid.shift * np.arange(frames)
         index = np.rint((centres - offset) / self.label_shift).astype(np.int64)
         return labels[index.clip(0, len(labels) - 1)]
+
+    def _align_stored_labels(
+        self, utt: str, labels: np.ndarray, num_samples: int, frames: int
+    ) -> np.ndarray:
+        own, grid = self.label_grid, self.grid
+        same = (own.shift, own.offset) == (grid.shift, grid.offset)
+        if same and len(labels) == frames:
+            return labels
+        lost = abs(len(labels) * own.shift - num_samples)
+        if same or len(labels) == 0 or lost > 2 * max(grid.shift, own.shift):
+            raise UserError(
+                f"{utt}: {len(labels)} labels of {own.shift} samples do not fit "
+                f"{num_samples} samples of audio: they are of other audio"
+            )
+        return labels[nearest_frames(own, grid, frames).clip(0, len(labels) - 1)]

@@ -27,6 +27,7 @@ from espnet_atm.audio import Table, read_audio
 from espnet_atm.config import TRACK
 from espnet_atm.cuts import cut_from, samples_to_seek
 from espnet_atm.errors import UserError, check_file
+from espnet_atm.labels import Labels
 from espnet_atm.losses.hubert import IGNORED
 from espnet_atm.track import TrackReader
 
@@ -49,7 +50,7 @@ NAMED = 3
 SMALL = 1 << 26
 # Types whose file has a line for each utterance, which begins with its id.
 LISTS = ("sound", "multi_columns_sound", "variable_columns_sound", "kaldi_ark", "npy")
-LISTS += ("text", "text_int", "text_float", "csv_int", "csv_float")
+LISTS += ("text", "text_int", "text_float", "csv_int", "csv_float", "pseudo_labels")
 # For each option's list of files, what to do when one lacks utterances.
 ADVICE = {
     TRACK: "score them, or train on those that have tracks only (a subset as the recipe "
@@ -64,8 +65,13 @@ def open_track(path: str) -> TrackReader:
 
     The files that go with one that was split into parts are beside the folder of parts.
     """
+    return TrackReader(path, folder_of(path))
+
+
+def folder_of(path: str) -> Path:
+    """Where the files are that go with a list, or with all parts of one."""
     folder = Path(path).parent
-    return TrackReader(path, folder.parent if (folder / PARTS).is_file() else folder)
+    return folder.parent if (folder / PARTS).is_file() else folder
 
 
 class Lines(Mapping):
@@ -95,6 +101,10 @@ class Lines(Mapping):
 LINES_TYPE = "mapped_lines"
 dataset.DATA_TYPES[LINES_TYPE] = dict(
     func=Lines, kwargs=[], help="text, of which nothing is held in memory"
+)
+LABELS_TYPE = "pseudo_labels"
+dataset.DATA_TYPES[LABELS_TYPE] = dict(
+    func=Labels, kwargs=[], help="labels.scp of espnet_atm.bin.label"
 )
 TRACK_TYPE = "confidence_track"
 dataset.DATA_TYPES[TRACK_TYPE] = dict(
@@ -161,6 +171,7 @@ class Reading:
         self.num_classes = num_classes
         self.kind: Optional[str] = None
         self.track: Optional[str] = None
+        self.labels: Optional[Labels] = None
         self.crop: Optional[Crop] = None
 
     def of(
@@ -179,6 +190,8 @@ class Reading:
                 reading.kind, kind = kind, lines
             if name == LABELS and kind == "text":
                 kind = lines
+            if name == LABELS and kind == LABELS_TYPE:
+                reading.labels = Labels(path)
             if name == TRACK and kind == "kaldi_ark":
                 reading.track, kind = path, TRACK_TYPE
             ours.append((path, name, kind))
@@ -210,9 +223,12 @@ class Reading:
                     open_track(self.track).check_length(
                         utt, int(place[0]), self.sampling_rate
                     )
-            elif tracked:
+            else:
                 audio = data[SPEECH].astype(np.float32, copy=False)
-                open_track(self.track).check_audio(utt, audio, self.sampling_rate)
+                if tracked:
+                    open_track(self.track).check_audio(utt, audio, self.sampling_rate)
+                if self.labels is not None and LABELS in data:
+                    self.labels.check_audio(utt, audio)
         words = data.get(LABELS)
         if self.stock is not None:
             data = self.stock(utt, data)
@@ -228,7 +244,8 @@ class Reading:
         keep, shift, random = self.crop
         if length is None or length <= keep:
             return speech, None
-        if self.track is not None and not int(torch.randint(CROPS_TO_ONE_WHOLE, ())):
+        known = self.track is not None or self.labels is not None
+        if known and not int(torch.randint(CROPS_TO_ONE_WHOLE, ())):
             return speech, None
         part = float(torch.rand((), dtype=torch.float64)) if random else 0.0
         first = crop_start(part, length, keep, shift)

@@ -1,6 +1,7 @@
 """A user's mistake is one line; a traceback is for our own faults."""
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence, Union
 
 import yaml
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -130,3 +133,17 @@ def read_config(file: Union[str, Path]) -> dict:
             "ESPnet's training writes"
         )
     return config
+
+
+@contextlib.contextmanager
+def telling_full_disk(what: str) -> Iterator[None]:
+    """End with a line that says what could not be written, of a run that can go on."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in FULL_DISK:
+            raise
+        sys.exit(
+            f"{what} cannot be written: {e.strerror}. Make room and run this again: it goes "
+            "on where it was"
+        )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Callable, Iterable, List, Tuple, Union
 
+import numpy as np
 import torch
 from espnet2.asr.frontend.cnn import CNNFrontend
 from espnet2.asr.frontend.default import DefaultFrontend
@@ -101,6 +102,21 @@ def measured_grid(
         )
     shift = round((num_samples[1] - num_samples[0]) / (long - short))
     return FrameGrid(shift, (num_samples[1] - 1 - (long - 1) * shift) / 2)
+
+
+def nearest_frames(there: FrameGrid, frames: FrameGrid, count: int) -> np.ndarray:
+    """For each of the first frames of a grid, the number of another's nearest in time.
+
+    Args:
+        there: whose frames are numbered.
+        frames: for which.
+        count: how many of them.
+
+    Returns:
+        (count,), int64; some may be before the first one, or behind the last.
+    """
+    centres = frames.offset + frames.shift * np.arange(count)
+    return np.rint((centres - there.offset) / there.shift).astype(np.int64)
 
 
 def stack_frames(x: torch.Tensor, first: int, stack: int, length: int) -> torch.Tensor:

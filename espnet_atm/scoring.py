@@ -1,12 +1,8 @@
 """The run that scores a corpus, window by window of its list."""
 
-import ctypes
-import functools
 import itertools
 import logging
 import math
-import os
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import (
     TYPE_CHECKING,
@@ -18,32 +14,28 @@ from typing import (
     List,
     NamedTuple,
     Optional,
-    TextIO,
-    Tuple,
-    Union,
 )
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from espnet_atm.audio import AudioDataset, AudioError
+from espnet_atm.audio import AudioDataset
 from espnet_atm.errors import UserError
 from espnet_atm.files import write_line
+from espnet_atm.reading import Recordings, Records, reader_of, unpack
 from espnet_atm.store import ScoreWriter, claim
 
 if TYPE_CHECKING:
     from espnet_atm.scorer import Scorer
 
 # Utterances that are sorted by length into batches, of no more audio than this at a
-# time, while as many again are taken over, and so many are read by each process.
+# time, while as many again are taken over.
 WINDOW = 128
 PART_SECONDS = 3600
-READ_AHEAD = 4
 # Audio of a batch, padding included, on a CPU and on a GPU. What a larger batch computes
 # does not stay in a CPU's caches: 100 s are a quarter slower than 30 s.
 BATCH_SECONDS = (30, 1000)
-PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 TOO_SHORT = "{} samples are too short for one frame"
 
 
@@ -71,13 +63,7 @@ def compare_sources(
         return
     logging.info(f"{len(changed)} scored utterances come from elsewhere: comparing")
     hashes, other, gone = {}, [], []
-    records = torch.utils.data.DataLoader(
-        _Records(dataset),
-        batch_size=None,
-        sampler=list(changed),
-        collate_fn=_as_it_is,
-        **reading(num_workers, writer),
-    )
+    records = reader_of(Records(dataset), list(changed), num_workers, writer.lock)
     for (index, row), found in zip(
         changed.items(),
         tqdm(records, total=len(changed), unit="utt", mininterval=5, delay=5),
@@ -157,15 +143,8 @@ def score_corpus(
         for start in range(0, len(dataset), WINDOW)
         if not writer.done[start : start + WINDOW].all()
     ]
-    audio = iter(
-        torch.utils.data.DataLoader(
-            _Recordings(dataset),
-            batch_size=None,
-            sampler=itertools.chain.from_iterable(windows),
-            collate_fn=_as_it_is,
-            **reading(num_workers, writer),
-        )
-    )
+    indices = itertools.chain.from_iterable(windows)
+    audio = iter(reader_of(Recordings(dataset), indices, num_workers, writer.lock))
     bar = tqdm(
         initial=len(dataset) - sum(map(len, windows)),
         total=len(dataset),
@@ -229,7 +208,7 @@ class Part(NamedTuple):
     """A part of a window.
 
     Args:
-        speech: samples of each utterance (N,), as :func:`_pack` leaves them.
+        speech: samples of each utterance (N,), as :func:`~espnet_atm.reading.pack` leaves them.
         records: what tells its audio from other, as ``utt2audio`` has it.
         skipped: why others have no score.
         utterances: the numbers of all of them.
@@ -239,70 +218,6 @@ class Part(NamedTuple):
     records: Dict[int, str]
     skipped: Dict[int, str]
     utterances: range = range(0)
-
-
-class _Recordings(torch.utils.data.Dataset):
-    """What the reading processes hand over of each utterance: audio and its record."""
-
-    def __init__(self, dataset: AudioDataset):
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> Tuple[Union[np.ndarray, str], str]:
-        source = self.dataset.source_hash(index)  # before it may change
-        try:
-            audio, record = self.dataset.load(index)
-        except AudioError as e:
-            return str(e), ""
-        return _pack(audio), f"{record} {source}"
-
-
-class _Records(_Recordings):
-    """The record alone, or why there is none."""
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            return self.dataset.load(index)[1]
-        except AudioError as e:
-            return str(e)
-
-
-def reading(num_workers: int, writer: ScoreWriter) -> Dict[str, Any]:
-    """Options of a DataLoader that reads audio."""
-    return {
-        "num_workers": num_workers,
-        "worker_init_fn": functools.partial(_begin_reading, writer.lock, os.getpid()),
-        "multiprocessing_context": "fork" if num_workers else None,
-        "prefetch_factor": READ_AHEAD if num_workers else None,
-    }
-
-
-def _as_it_is(found: Any) -> Any:
-    """Tensors would come through shared memory, which containers lack."""
-    return found
-
-
-def _begin_reading(lock: TextIO, parent: int, _: int) -> None:
-    """Let a reading process neither hold the lock nor outlive a run that is killed.
-
-    It would wait for ever for someone to take its audio.
-    """
-    lock.close()
-    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        logging.warning("reading processes may stay behind if this one is killed")
-    if os.getppid() != parent:  # it was killed before that
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _pack(found: np.ndarray) -> np.ndarray:
-    """Halve what goes from process to process, where 16 bits say it all."""
-    scaled = found * 32768
-    with np.errstate(invalid="ignore"):
-        pcm = scaled.astype(np.int16)
-    return pcm if np.array_equal(pcm, scaled) else found
-
-
-def _unpack(found: np.ndarray) -> np.ndarray:
-    return found if found.dtype == np.float32 else found.astype(np.float32) / 32768
 
 
 def make_batches(
@@ -345,7 +260,7 @@ def score_window(
 
     Args:
         scorer: the model.
-        speech: samples of each utterance (N,), as :func:`_pack` leaves them.
+        speech: samples of each utterance (N,), as :func:`~espnet_atm.reading.pack` leaves them.
         batch_bins, alone: see :func:`make_batches`.
         measure: options of ``Scorer.score``.
         skipped: gets the utterances that the scorer fails on, and why.
@@ -362,7 +277,7 @@ def score_window(
     short = {utt: length for utt, length in lengths.items() if length <= max_samples}
     for utt in long:
         note([utt], lengths)
-        samples = torch.from_numpy(_unpack(speech[utt]))
+        samples = torch.from_numpy(unpack(speech[utt]))
         try:
             scores[utt] = scorer.score_long(
                 samples, int(max_samples), **measure
@@ -376,7 +291,7 @@ def score_window(
         batch = batches.pop(0)
         note(batch, lengths)
         padded = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(_unpack(speech[utt])) for utt in batch], batch_first=True
+            [torch.from_numpy(unpack(speech[utt])) for utt in batch], batch_first=True
         )
         samples = torch.tensor([lengths[utt] for utt in batch])
         try:

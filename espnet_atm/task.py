@@ -35,6 +35,8 @@ from espnet_atm.batches import numel_batches
 from espnet_atm.collate import SyncedCollateFn
 from espnet_atm.config import TRACK, SSLConf, find_track
 from espnet_atm.data import (
+    LABELS,
+    LABELS_TYPE,
     LINES_TYPE,
     TRACK_TYPE,
     Crop,
@@ -43,10 +45,12 @@ from espnet_atm.data import (
     are_small,
     check_lists,
     check_not_all_zero,
+    folder_of,
     parts_of,
 )
 from espnet_atm.errors import UserError, read_config, read_text
 from espnet_atm.frames import FrameGrid, frontend_layers, subsampling_layers
+from espnet_atm.labels import read_label_grid, read_labeller
 from espnet_atm.losses.best_rq import BestRQLoss
 from espnet_atm.losses.hubert import HuBERTLoss
 from espnet_atm.losses.w2v_bert import W2vBertLoss
@@ -277,34 +281,50 @@ class ATMSSLTask(WholeFiles, SSLTask):
         else:
             for mode in ("train", "valid"):
                 option = f"{mode}_data_path_and_name_and_type"
-                if TRACK in [name for _, name, _ in getattr(args, option)]:
+                streams = getattr(args, option)
+                if TRACK in [name for _, name, _ in streams]:
                     raise UserError(
                         f"--{option} gives confidences, and without ssl_conf masks do not "
                         "follow them: write ssl_conf: {masker: atm}, or leave them out"
                     )
+                if LABELS_TYPE in [kind for _, _, kind in streams]:
+                    raise UserError(
+                        f"--{option} gives {LABELS_TYPE}, which ESPnet does not bring to "
+                        "the encoder's frames: write ssl_conf: {masker: random}, or atm"
+                    )
 
     @classmethod
     def check_labels(cls, args: argparse.Namespace) -> None:
-        """Ask for labels and their token list only where a loss reads them.
+        """Ask for labels, and of text for its token list, only where a loss reads them.
 
         Raises:
             UserError: naming the option that is missing, or not wanted.
         """
         args.token_list = args.token_list or None  # ssl.sh gives "" for none
         needing = [x["name"] for x in args.loss if x["name"] not in OWN_LOSSES]
-        if needing and args.token_list is None:
+        streams = [
+            *args.train_data_path_and_name_and_type,
+            *args.valid_data_path_and_name_and_type,
+        ]
+        stored = [kind == LABELS_TYPE for _, name, kind in streams if name == LABELS]
+        all_stored = bool(stored) and all(stored)
+        if needing and args.token_list is None and not all_stored:
             raise UserError(
                 f"the loss {needing[0]} reads labels: give their --token_list"
             )
         for mode in ("train", "valid"):
             option = f"{mode}_data_path_and_name_and_type"
             names = [name for _, name, _ in getattr(args, option)]
-            if needing and "text" not in names and not args.collect_stats:
+            if needing and LABELS not in names and not args.collect_stats:
                 raise UserError(
                     f"the loss {needing[0]} reads labels, and --{option} names none: "
                     f"add --{option} FILE,text,text"
                 )
-            if args.token_list is None and "text" in names:
+            if LABELS in names and not needing and all_stored:
+                raise UserError(
+                    f"--{option} names labels, which no loss reads: leave them out"
+                )
+            if LABELS in names and args.token_list is None and not all_stored:
                 raise UserError(
                     f"--{option} names labels, which no loss reads: leave them out, or "
                     "give their --token_list"
@@ -442,7 +462,7 @@ class ATMSSLTask(WholeFiles, SSLTask):
         batches = [batch[rank::world] for batch in batches]
         kinds = {kind for _, _, kind in iter_options.data_path_and_name_and_type}
         # Of its own types ESPnet holds in memory what is to be read here.
-        mapped = kinds <= {LINES_TYPE, TRACK_TYPE}
+        mapped = kinds <= {LINES_TYPE, TRACK_TYPE, LABELS_TYPE}
         keys = None if mapped else set(itertools.chain.from_iterable(batches))
         dataset = cls.build_dataset(args, iter_options, keys)
         logging.info(f"[{mode}] dataset:\n{dataset}")
@@ -509,7 +529,7 @@ class ATMSSLTask(WholeFiles, SSLTask):
                     raise UserError(f"{name}: is empty; write its options, or leave it out")
                 mapping(name, given)
         classes = num_classes(args)
-        if classes is not None:
+        if classes is not None and args.token_list:
             cls.check_tokens(args.token_list, classes)
         rate = sampling_rate(args)
         grid = encoder_grid(args)
@@ -634,6 +654,7 @@ class ATMSSLTask(WholeFiles, SSLTask):
             conf.smooth,
             conf.energy_gate,
             None if crop is None else round(crop * sampling_rate(args)),
+            cls.label_grid(args),
         )
 
     @classmethod
@@ -670,6 +691,46 @@ class ATMSSLTask(WholeFiles, SSLTask):
                 f"{', '.join(sorted(differ))}; score both alike"
             )
         return next(iter(grids.values()), None)
+
+    @classmethod
+    def label_grid(cls, args: argparse.Namespace) -> Optional[FrameGrid]:
+        """The time grid of the stored labels that the data options name, if any.
+
+        Raises:
+            UserError: when the two sets are not labelled alike, or the loss has too few
+                classes.
+        """
+        streams = [
+            (path, kind)
+            for mode in ("train", "valid")
+            for path, name, kind in getattr(args, f"{mode}_data_path_and_name_and_type")
+            if name == LABELS
+        ]
+        if LABELS_TYPE not in [kind for _, kind in streams]:
+            return None
+        if len({kind for _, kind in streams}) > 1:
+            raise UserError(
+                f"labels of both sets must be of one type, and these are: "
+                f"{', '.join(f'{path} {kind}' for path, kind in streams)}"
+            )
+        grids = [read_label_grid(path, sampling_rate(args)) for path, _ in streams]
+        files = [folder_of(path) / "labeller" for path, _ in streams]
+        makers = [read_labeller(file.parent) for file in files]
+        first, last = makers[0], makers[-1]
+        differ = sorted(x for x in {**first, **last} if first.get(x) != last.get(x))
+        if differ:
+            raise UserError(
+                f"the labels of the training set ({files[0]}) and of the validation set "
+                f"({files[-1]}) come from different labellers: {', '.join(differ)}; label "
+                "both alike"
+            )
+        wanted, there = num_classes(args), first["num_classes"]
+        if wanted is not None and there > wanted:
+            raise UserError(
+                f"{files[0]}: there are {there} labels, and the loss hubert has "
+                f"num_classes: {wanted}; write num_classes: {there} or more"
+            )
+        return next(iter(grids), None)
 
     @classmethod
     @typechecked

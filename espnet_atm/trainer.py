@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import functools
 import logging
 import multiprocessing
@@ -27,7 +26,7 @@ from torch.amp import GradScaler
 from typeguard import typechecked
 
 from espnet_atm import sharing
-from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.errors import FULL_DISK, UserError, one_line_errors
 from espnet_atm.health import check_epoch
 from espnet_atm.weights import check_init_param
 
@@ -78,7 +77,7 @@ def naming_full_disk(file: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if e.errno not in FULL_DISK:
             raise
         raise full_disk(e.filename or file, e) from None
 

@@ -25,7 +25,6 @@ Run it again after any end, and it goes on where it was.
 """
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -36,7 +35,7 @@ from espnet2.utils.types import float_or_none, str2bool
 
 from espnet_atm.audio import AudioDataset
 from espnet_atm.confidence import MEASURES, check_refinement
-from espnet_atm.errors import UserError, one_line_errors
+from espnet_atm.errors import UserError, one_line_errors, telling_full_disk
 from espnet_atm.scorers.find import HELP, Source, find_scorer
 from espnet_atm.scoring import BATCH_SECONDS, compare_sources, score_corpus
 from espnet_atm.speech import describe_gate
@@ -249,15 +248,8 @@ def main(cmd=None) -> None:
         level=logging.INFO,
         format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
     )
-    try:
+    with telling_full_disk(f"{args.output_dir}: scores"):
         skipped = score_all(args)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        sys.exit(
-            f"{args.output_dir}: scores cannot be written: {e.strerror}. Make room and "
-            "run this again: it goes on where it was"
-        )
     if skipped > args.max_skipped:
         sys.exit(
             f"{skipped} utterances have no score (see {args.output_dir}/skipped), more "

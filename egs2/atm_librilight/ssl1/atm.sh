@@ -80,6 +80,8 @@ loss_scale=           # none, utterance or frame (default: none).
 frame_prob=           # Of loss_scale frame: the part of utterances (default: 0.1).
 nclusters=            # Of HuBERT's pseudo-labels (default: num_classes of the config).
 km_portion=0.5        # The part of the utterances that they are learned from.
+km_model=             # Of a layer of this model, a run of pre-training or its .pth, not of MFCC.
+km_layer=             # Which, from 1.
 ssl_max_epoch=        # Instead of the config's.
 ssl_args=             # Further arguments of ssl_train.
 # The last epoch's: the targets of some objectives move, and a collapsed codebook has the
@@ -163,6 +165,8 @@ Options:
                        # frozen and only the output layer learns (default="${head_epochs}").
     --nclusters        # Of HuBERT's pseudo-labels (default: num_classes of the config).
     --km_portion       # Learn them from this part of the utterances (default="${km_portion}").
+    --km_model, --km_layer  # Learn them from a layer of a pre-trained model, as HuBERT's second
+                       # iteration: folder or .pth of a run, and the layer from 1 (default: MFCC).
     --write_segments   # true: write the pool's segments as files of their own, e.g. for a slow
                        # network disk, not as cuts into the recordings (default: false).
     --nj               # Jobs at a time (default: ${nj}, the cores there are).
@@ -224,7 +228,7 @@ plain() {
 
 for name in nj num_nodes nbpe; do whole "${name}" 1; done
 for name in stage stop_stage ngpu max_skipped head_epochs; do whole "${name}" 0; done
-for name in ssl_max_epoch asr_max_epoch nclusters; do whole "${name}" 1 unset; done
+for name in ssl_max_epoch asr_max_epoch nclusters km_layer; do whole "${name}" 1 unset; done
 whole seed 0 unset
 [ "${stop_stage}" -eq 0 ] || [ "${stage}" -le "${stop_stage}" ] \
     || die "--stage ${stage} comes after --stop_stage ${stop_stage}: nothing would be run"
@@ -382,6 +386,19 @@ fi
 [ "${gate}" != true ] || speech_gate=true
 python3 local/check_configs.py --fs "${sampling_rate}" --ssl_config "${train_config}" \
     --asr_configs "${asr_config}" $([ -n "${scorer_model}" ] || echo "${scorer_train_config}")
+km_args= km_sum=
+if [ -n "${km_model}${km_layer}" ]; then
+    { [ -n "${km_model}" ] && [ -n "${km_layer}" ]; } \
+        || die "--km_model and --km_layer go together"
+    plain --km_model "${km_model}"
+    [ ! -d "${km_model}" ] || km_model+=/${inference_ssl_model}
+    for file in "${km_model}" "${km_model%/*}/config.yaml"; do
+        [ -s "${file}" ] || die "--km_model ${km_model}: there is no ${file}"
+    done
+    km_args="--ssl_train_config ${km_model%/*}/config.yaml --ssl_model_file ${km_model}"
+    km_args+=" --layer ${km_layer}"
+    km_sum=$(cat "${km_model%/*}/config.yaml" "${km_model}" | md5sum | cut -c-8)
+fi
 # What is the same for all sets of a dump/ must not change under another run.
 dump_settings="--fs ${fs} --audio_format ${audio_format} --min_wav_duration ${min_wav_duration}"
 dump_settings+=" --max_wav_duration ${max_wav_duration}"
@@ -475,6 +492,7 @@ ssl_part+=${min_confidence:+_min${min_confidence}}${scorer_part:+${scorer_part}_
 ! changed ssl_args || ssl_part+=_$(slug "${ssl_args}")
 ! changed ssl_max_epoch || ssl_part+=_ep${ssl_epochs}
 ! changed km_portion || portion=${km_portion}
+ssl_part+=${km_sum:+_km${km_sum}_layer${km_layer}}
 mkdir -p "${expdir}"
 if [ -n "${init}" ]; then
     # A tag's files do not change; a folder's may.
@@ -953,14 +971,17 @@ scorer_sum() {
 score_key=$(make_key "${pool_key}" "$(xargs <<< "${measure_opts} ${gate_opt}")" utt2audio \
     "$(scorer_sum)")
 confidence_dir=${expdir}/confidence_${score_key:0:8}
-score_set() {
-    local dset=$1
-    local dir=${confidence_dir}/${dset}
-    local scp=${data_feats}/${dset}/wav.scp
-    local logdir=${dir}/logdir _nj _split= _ngpu=$((ngpu > 0)) n all
+# in_jobs PROGRAM SET DIR FILES OPTION...: run one of our programs on a set, in parallel jobs
+# that go on where they were, and join what they list in FILES.
+in_jobs() {
+    local program=$1 dset=$2 dir=$3 files=$4
+    local scp=${data_feats}/${dset}/wav.scp logdir=${dir}/logdir
+    local _nj _split= _ngpu=$((ngpu > 0)) n all file verb=scor
+    shift 4
+    [ "${program}" = score ] || verb=labell
     mkdir -p "${logdir}"
     all=$(wc -l < "${scp}")
-    [ "${all}" -gt 0 ] || die "${scp} is empty: there is nothing to score"
+    [ "${all}" -gt 0 ] || die "${scp} is empty: there is nothing to ${program}"
     _nj=$((nj < all ? nj : all))
     # On this machine a GPU has one job.
     [ -z "${local_gpus}" ] || _nj=$((_nj < local_gpus ? _nj : local_gpus))
@@ -970,30 +991,36 @@ score_set() {
     done
     # shellcheck disable=SC2086
     utils/split_scp.pl "${scp}" ${_split}
-    log "Scoring ${dset} started... log: '${logdir}/score.*.log'"
+    log "${verb^}ing ${dset} started... log: '${logdir}/${program}.*.log'"
     # A job knows nothing of what the others skip: the bound is on all of them together.
-    # shellcheck disable=SC2086
-    ${decode_cmd} --gpu "${_ngpu}" JOB=1:"${_nj}" "${logdir}"/score.JOB.log \
-        python3 -m espnet_atm.bin.score \
+    ${decode_cmd} --gpu "${_ngpu}" JOB=1:"${_nj}" "${logdir}/${program}".JOB.log \
+        python3 -m "espnet_atm.bin.${program}" \
             --ngpu "${_ngpu}" --job JOB \
-            "${scorer_args[@]}" \
             --wav_scp "${logdir}/${_nj}.JOB/wav.scp" \
             --output_dir "${logdir}/${_nj}.JOB" \
             --max_skipped "${all}" \
-            ${score_opts} ${gate_opt} || { tail -n 20 "${logdir}"/score.*.log; exit 1; }
-    for file in confidence.scp utt2confidence utt2audio skipped; do
+            "$@" || { tail -n 20 "${logdir}/${program}".*.log; exit 1; }
+    for file in ${files} skipped; do
         for n in $(seq "${_nj}"); do
             cat "${logdir}/${_nj}.${n}/${file}"
         done | sed '/^$/d' > "${dir}/${file}.partial"
         mv "${dir}/${file}.partial" "${dir}/${file}"
     done
+    file=${files%% *}
     diff <(utils/filter_scp.pl --exclude "${dir}/skipped" "${scp}" | cut -d' ' -f1) \
-        <(cut -d' ' -f1 "${dir}/confidence.scp") > "${dir}/difference" \
-        || die "${dset}: not every utterance has either one score or a reason for none:" \
-            "see ${dir}/difference"
-    log "${dset}: $(wc -l < "${dir}/confidence.scp") of ${all} utterances scored"
-    [ -s "${dir}/confidence.scp" ] || die "${dset}: nothing is scored: see ${dir}/skipped"
-    cp "${logdir}/${_nj}.1"/{frame_shift,frame_offset,sampling_rate,scorer} "${dir}"
+        <(cut -d' ' -f1 "${dir}/${file}") > "${dir}/difference" \
+        || die "${dset}: not every utterance is either in ${file} once or skipped for a" \
+            "reason: see ${dir}/difference"
+    log "${dset}: $(wc -l < "${dir}/${file}") of ${all} utterances ${verb}ed"
+    [ -s "${dir}/${file}" ] || die "${dset}: nothing is ${verb}ed: see ${dir}/skipped"
+    first_job=${logdir}/${_nj}.1
+}
+score_set() {
+    local dir=${confidence_dir}/$1
+    # shellcheck disable=SC2086
+    in_jobs score "$1" "${dir}" "confidence.scp utt2confidence utt2audio" \
+        "${scorer_args[@]}" ${score_opts} ${gate_opt}
+    cp "${first_job}"/{frame_shift,frame_offset,sampling_rate,scorer} "${dir}"
     python3 -m espnet_atm.bin.summary --confidence_dir "${dir}"
 }
 score() {
@@ -1045,6 +1072,8 @@ if runs 7; then
         "$(python3 local/check_configs.py --guidance "${ssl_config}")")" report
 fi
 
+# Pseudo-labels are those of all utterances: what is selected below finds its own among them.
+km_pool=${pool_key}
 # Pre-training gets data directories of its own where utterances have no score, and, for
 # training, where --min_confidence leaves some out.
 all_sets="${train_set} ${valid_set}"
@@ -1094,8 +1123,10 @@ fi
 
 km_key=
 if "${needs_labels}"; then
-    km_key=$(make_key "${pool_key}" "${km_portion}")
-    # The plain name is the first one's: other data or another portion get their own.
+    km_key=$(make_key "${km_pool}" "${km_portion}" "${km_sum} ${km_layer}" \
+        "$(python3 local/check_configs.py --frames "${ssl_config}")")
+    # The plain name is the first one's: other data, frames, features or another portion get
+    # their own.
     km_tag=kmeans_${nclusters}
     owner=${expdir}/${km_tag}/.owner
     if runs 8; then
@@ -1105,50 +1136,39 @@ if "${needs_labels}"; then
     [ "$(cat "${owner}" 2> /dev/null)" = "${km_key}" ] || km_tag+=_${km_key:0:8}
     km_dir=${expdir}/${km_tag}
 fi
-# write_cuts DIR: ESPnet's script reads files, which are there while it runs.
-write_cuts() {
-    local own=${km_audio}/${1##*/}
-    ${train_cmd} --num_threads "${nj}" "${own}/write.log" \
-        python3 local/cuts.py write --nj "${nj}" "$1" "${own}" \
-        || { tail -n 20 "${own}/write.log"; exit 1; }
-    cp "${own}/wav.scp" "$1/wav.scp"
-}
-# Its data directories and features are its own: ESPnet's script drops utterances from them.
 kmeans() {
-    local dset dir km_audio=${dumpdir}/feats/${km_tag}_${km_key:0:8}/audio
-    rm -rf "${km_audio}"
-    for dset in "${train_set}" "${valid_set}"; do
-        dir=${km_dir}/data/${dset}
-        rm -rf "${dir}"
-        utils/copy_data_dir.sh --validate_opts --non-print "${data_feats}/${dset}" "${dir}"
-        cp "${data_feats}/${dset}/feats_type" "${dir}"
-        [ ! -e "${data_feats}/${dset}/utt2num_samples" ] \
-            || cp "${data_feats}/${dset}/utt2num_samples" "${dir}"
-        ! is_cuts "${dir}" || write_cuts "${dir}"
-    done
-    scripts/feats/perform_kmeans.sh \
-        --train_set "${train_set}" --dev_set "${valid_set}" \
-        --datadir "${km_dir}/data" --featdir "${dumpdir}/feats/${km_tag}_${km_key:0:8}" \
-        --km_dir "${km_dir}" --dictdir "${km_dir}/dict" --nclusters "${nclusters}" \
-        --portion "${km_portion}" --storage_save_mode true \
-        --feature_type mfcc --audio_format "$(cat "${data_feats}/${train_set}/audio_format")" \
-        --audio_sample_rate "${sampling_rate}" \
-        --nj "${nj}" --num_threads "${nj}" --cpu_cmd "${train_cmd}" --cuda_cmd "${cuda_cmd}"
-    rm -rf "${km_audio}"
-    for dset in "${train_set}" "${valid_set}"; do
-        dir=${km_dir}/data/${dset}
-        diff <(cut -d' ' -f1 "${data_feats}/${dset}/wav.scp") \
-            <(cut -d' ' -f1 "${dir}/text.km.${km_tag}") > "${dir}/difference" \
-            || die "${dset}: not every utterance has pseudo-labels: see ${dir}/difference"
-        # For who looks for them where ESPnet's recipes have them.
-        ln -sf "$(realpath "${dir}/text.km.${km_tag}")" "${data_feats}/${dset}/text.km.${km_tag}"
+    local dset dir part=${train_set} clusters=${km_dir}/km_${nclusters}.mdl _ngpu=0
+    local log_file=${km_dir}/logdir/learn_kmeans.log
+    [ -z "${km_model}" ] || _ngpu=$((ngpu > 0))
+    if [ ! -s "${clusters}" ]; then
+        log "Learning ${nclusters} clusters from ${km_portion} of ${all_sets% *}..." \
+            "log: '${log_file}'"
+        # shellcheck disable=SC2086
+        ${decode_cmd} --gpu "${_ngpu}" --num_threads "${nj}" "${log_file}" \
+            python3 -m espnet_atm.bin.learn_kmeans --ngpu "${_ngpu}" --num_workers 1 \
+                --wav_scp "${data_feats}/${all_sets% *}/wav.scp" --km_path "${clusters}" \
+                --num_clusters "${nclusters}" --portion "${km_portion}" ${km_opts} \
+            || { tail -n 20 "${log_file}"; exit 1; }
+    fi
+    for dset in ${all_sets}; do
+        dir=${km_dir}/${dset}
+        # shellcheck disable=SC2086
+        in_jobs label "${dset}" "${dir}" labels.scp --km_path "${clusters}" \
+            --ssl_config "${ssl_config}" ${km_opts}
+        cp "${first_job}/labeller" "${dir}"
+        [ "${dset}" = "${all_sets% *}" ] || part=${valid_set}
+        utils/filter_scp.pl --exclude "${dir}/labels.scp" "${data_feats}/${part}/wav.scp" \
+            > "${dir}/difference"
+        [ ! -s "${dir}/difference" ] || die "${part}: $(wc -l < "${dir}/difference")" \
+            "utterances have no pseudo-labels: ${dir}/skipped says why"
     done
 }
 if runs 8 && ! "${needs_labels}"; then
     log "Stage 8: Nothing to do: the objective has no pseudo-labels"
 elif runs 8; then
-    log "Stage 8: k-means pseudo-labels: ${nclusters} clusters of MFCC"
-    # With storage_save_mode the features of what is learned from are written, not the pool's.
+    log "Stage 8: Pseudo-labels: ${nclusters} clusters of" \
+        "${km_model:+layer ${km_layer} of }${km_model:-MFCC}"
+    km_opts=${km_args:---fs ${sampling_rate}}
     run_once "${km_dir}" kmeans "${km_key}" kmeans
 fi
 
@@ -1166,17 +1186,14 @@ ssl_settings=$(
 ssl_key=$(make_key "${ssl_settings}")
 
 ssl_stage() {
-    local _opts="--normalize utterance_mvn " dset mode tokens=none
+    local _opts="--normalize utterance_mvn " dset labelled mode
     [ -z "${init}" ] || _opts="--init_param ${init_dir}/model.pth "  # with its own normalization
-    if "${needs_labels}"; then
-        tokens=${km_dir}/dict/tokens.txt
-        _opts+="--token_type word "
-    fi
     for mode in train valid; do
         [ "${mode}" = train ] && dset=${train_set} || dset=${valid_set}
+        [ "${mode}" = train ] && labelled=${all_sets% *} || labelled=${all_sets#* }
         if "${needs_labels}"; then
             _opts+="--${mode}_data_path_and_name_and_type "
-            _opts+="${km_dir}/data/${dset}/text.km.${km_tag},text,text "
+            _opts+="${km_dir}/${labelled}/labels.scp,text,pseudo_labels "
         fi
         _opts+="--${mode}_data_path_and_name_and_type "
         _opts+="${confidence_dir}/${dset}/confidence.scp,confidence,kaldi_ark "
@@ -1184,7 +1201,7 @@ ssl_stage() {
     [ -z "${ssl_max_epoch}" ] || _opts+="--max_epoch ${ssl_max_epoch} "
     [ -z "${seed}" ] || _opts+="--seed ${seed} "
     ssl_sh --skip_data_prep true --stage "$1" --stop_stage "$1" --expdir "${ssl_view}" \
-        --train_config "${ssl_config}" --token_list "${tokens}" \
+        --train_config "${ssl_config}" --token_list none \
         --ssl_args "${_opts} ${ssl_args}"
 }
 # What ssl.sh calls its expdir: the statistics of these data and settings, which no other run

@@ -89,12 +89,17 @@ def front_end(config: dict) -> str:
     return json.dumps([config.get(x) for x in names], sort_keys=True, default=str)
 
 
-def guidance(config: dict) -> str:
-    """What the figures of stage 7 depend on, of an SSL config."""
+def frames(config: dict, *more: str) -> str:
+    """What the encoder's frames depend on, of an SSL config, and more of it."""
     names = ("input_size", "frontend", "frontend_conf", "preencoder", "preencoder_conf")
     return json.dumps(
-        [config.get(x) for x in (*names, "ssl_conf")], sort_keys=True, default=str
+        [config.get(x) for x in (*names, *more)], sort_keys=True, default=str
     )
+
+
+def guidance(config: dict) -> str:
+    """What the figures of stage 7 depend on, of an SSL config."""
+    return frames(config, "ssl_conf")
 
 
 def settings(config: dict, prefix: str = "") -> list[str]:
@@ -124,6 +129,9 @@ def main(cmd=None) -> None:
         "--guidance", type=Path, help="print what stage 7 depends on, of this config"
     )
     parser.add_argument(
+        "--frames", type=Path, help="print what pseudo-labels depend on, of this config"
+    )
+    parser.add_argument(
         "--settings", type=Path, help="print what makes another training, of this config"
     )
     args = parser.parse_args(cmd)
@@ -132,6 +140,9 @@ def main(cmd=None) -> None:
         return
     if args.front_end:
         print(front_end(read_config(args.front_end)))
+        return
+    if args.frames:
+        print(frames(read_config(args.frames)))
         return
     if args.guidance:
         print(guidance(read_config(args.guidance)))
