@@ -83,6 +83,7 @@ km_portion=0.5        # The part of the utterances that they are learned from.
 km_model=             # Of a layer of this model, a run of pre-training or its .pth, not of MFCC.
 km_layer=             # Which, from 1.
 ssl_max_epoch=        # Instead of the config's.
+num_splits_ssl=1      # Parts that an epoch goes through one after the other, as in ssl.sh.
 ssl_args=             # Further arguments of ssl_train.
 # The last epoch's: the targets of some objectives move, and a collapsed codebook has the
 # lowest loss of all.
@@ -160,6 +161,8 @@ Options:
     --ssl_max_epoch, --asr_max_epoch  # Instead of the configs' max_epoch. More epochs of a run
                        # go on from a copy of it.
     --seed             # Of pre-training and fine-tuning; the scorer's stays (default: 0).
+    --num_splits_ssl   # Go through the pool in so many parts, one after the other in an epoch
+                       # (default="${num_splits_ssl}").
     --ssl_args, --asr_args            # Further arguments of training.
     --head_epochs      # Epochs of fine-tuning, among the first, in which the encoder is
                        # frozen and only the output layer learns (default="${head_epochs}").
@@ -226,7 +229,7 @@ plain() {
     done
 }
 
-for name in nj num_nodes nbpe; do whole "${name}" 1; done
+for name in nj num_nodes nbpe num_splits_ssl; do whole "${name}" 1; done
 for name in stage stop_stage ngpu max_skipped head_epochs; do whole "${name}" 0; done
 for name in ssl_max_epoch asr_max_epoch nclusters km_layer; do whole "${name}" 1 unset; done
 whole seed 0 unset
@@ -491,6 +494,7 @@ ssl_part+=${min_confidence:+_min${min_confidence}}${scorer_part:+${scorer_part}_
 ! "${speech_gate}" || ssl_part+=_gated
 ! changed ssl_args || ssl_part+=_$(slug "${ssl_args}")
 ! changed ssl_max_epoch || ssl_part+=_ep${ssl_epochs}
+[ "${num_splits_ssl}" -eq 1 ] || ssl_part+=_splits${num_splits_ssl}
 ! changed km_portion || portion=${km_portion}
 ssl_part+=${km_sum:+_km${km_sum}_layer${km_layer}}
 mkdir -p "${expdir}"
@@ -1180,33 +1184,43 @@ ssl_settings=$(
     echo "scores, by ${scorer_model}: ${score_key}"
     [ -z "${km_key}" ] || echo "pseudo-labels: ${km_key}"
     echo "--ssl_args: ${ssl_args}"
+    [ "${num_splits_ssl}" -eq 1 ] || echo "--num_splits_ssl: ${num_splits_ssl}"
     [ -z "${init}" ] || echo "--init ${init}: ${init_key}"
     settings_of "${ssl_config}"
 )
 ssl_key=$(make_key "${ssl_settings}")
 
 ssl_stage() {
-    local _opts="--normalize utterance_mvn " dset labelled mode
+    local _opts="--normalize utterance_mvn " labels scores mode splits=1
     [ -z "${init}" ] || _opts="--init_param ${init_dir}/model.pth "  # with its own normalization
     for mode in train valid; do
-        [ "${mode}" = train ] && dset=${train_set} || dset=${valid_set}
-        [ "${mode}" = train ] && labelled=${all_sets% *} || labelled=${all_sets#* }
+        if [ "${mode}" = valid ]; then
+            scores=${confidence_dir}/${valid_set}
+            ! "${needs_labels}" || labels=${km_dir}/${all_sets#* }
+        elif [ "$1" -eq 7 ] && [ "${num_splits_ssl}" -gt 1 ]; then
+            splits=${num_splits_ssl} scores=${split_dir} labels=${split_dir}
+        else
+            scores=${confidence_dir}/${train_set}
+            ! "${needs_labels}" || labels=${km_dir}/${all_sets% *}
+        fi
         if "${needs_labels}"; then
             _opts+="--${mode}_data_path_and_name_and_type "
-            _opts+="${km_dir}/${labelled}/labels.scp,text,pseudo_labels "
+            _opts+="${labels}/labels.scp,text,pseudo_labels "
         fi
         _opts+="--${mode}_data_path_and_name_and_type "
-        _opts+="${confidence_dir}/${dset}/confidence.scp,confidence,kaldi_ark "
+        _opts+="${scores}/confidence.scp,confidence,kaldi_ark "
     done
     [ -z "${ssl_max_epoch}" ] || _opts+="--max_epoch ${ssl_max_epoch} "
     [ -z "${seed}" ] || _opts+="--seed ${seed} "
     ssl_sh --skip_data_prep true --stage "$1" --stop_stage "$1" --expdir "${ssl_view}" \
-        --train_config "${ssl_config}" --token_list none \
+        --train_config "${ssl_config}" --token_list none --num_splits_ssl "${splits}" \
         --ssl_args "${_opts} ${ssl_args}"
 }
 # What ssl.sh calls its expdir: the statistics of these data and settings, which no other run
 # changes, with a link to the run's folder.
-stats_key=$(make_key "${pool_key}" "${km_key}" "${ssl_args}" \
+splits_part=
+[ "${num_splits_ssl}" -eq 1 ] || splits_part="${num_splits_ssl} ${score_key}"
+stats_key=$(make_key "${pool_key}" "${km_key}" "${ssl_args}" "${splits_part}" \
     "$(python3 local/check_configs.py --front_end "${ssl_config}")")
 ssl_stats=${expdir}/ssl_stats_raw
 ssl_view=${ssl_stats}/${stats_key:0:8}
@@ -1244,6 +1258,29 @@ if runs 9; then
     done
 fi
 
+# ssl.sh splits audio and lengths alone; where its .done is, it takes what is there.
+split_dir=${ssl_view}/ssl_stats_raw/splits${num_splits_ssl}
+split_lists() {
+    local from=${confidence_dir}/${train_set} file
+    local lists=("${data_feats}/${train_set}/wav.scp" "${from}/confidence.scp"
+        "${ssl_view}/ssl_stats_raw/train/speech_shape")
+    rm -rf "${split_dir}"
+    mkdir -p "${split_dir}/.lists"
+    if "${needs_labels}"; then
+        utils/filter_scp.pl "${lists[0]}" "${km_dir}/${all_sets% *}/labels.scp" \
+            > "${split_dir}/.lists/labels.scp"
+        lists+=("${split_dir}/.lists/labels.scp")
+        cp "${km_dir}/${all_sets% *}/labeller" "${split_dir}"
+    fi
+    ${python} -m espnet2.bin.split_scps --scps "${lists[@]}" --num_splits "${num_splits_ssl}" \
+        --output_dir "${split_dir}"
+    rm -r "${split_dir}/.lists"
+    cp "${from}"/{frame_shift,frame_offset,sampling_rate,scorer} "${split_dir}"
+    for file in utt2confidence utt2audio; do
+        ln -s "$(realpath "${from}/${file}")" "${split_dir}/${file}"
+    done
+    touch "${split_dir}/.done"
+}
 pretrain() {
     ln -sfn "../../${ssl_exp##*/}" "${ssl_view}/${ssl_exp##*/}"
     ssl_stage 7
@@ -1253,6 +1290,9 @@ if runs 10; then
     scored
     [ "$(cat "${ssl_stats}/.steps/${stats_step}.done" 2> /dev/null)" = "${stats_key}" ] \
         || die "${ssl_stats} has no statistics of these data and settings: run stage 9 first"
+    if [ "${num_splits_ssl}" -gt 1 ]; then
+        run_once "${ssl_stats}" "split_${num_splits_ssl}_${stats_key:0:8}" "${stats_key}" split_lists
+    fi
     run_once "${ssl_exp}" train "${ssl_key}" pretrain "${inference_ssl_model}" "${ssl_settings}"
 fi
 
