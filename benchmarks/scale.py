@@ -13,17 +13,26 @@ of its own:
   38 was looked up, beside ESPnet's own type ``text``: CPU seconds, and MiB more than
   before;
 - batches: the list of them in a process, of 8,000 s, beside ESPnet's;
+- training: HuBERT with guided masks, of a pool of so many utterances of 2 s, beside one of
+  1,000: what ``check_ssl_conf`` takes, when the first batch is there, what is in memory
+  then, and by how much a reading process has grown after ``--read`` utterances more;
+- labels: ``espnet_atm.bin.label`` on 2,000 and 8,000 utterances of 5 s, and the bytes that
+  60,000 h would take; ESPnet's ``dump_km_label.py`` on the same;
 - crop: 32 s out of the recording of half an hour, and of a file of 57 s, as
   ``espnet_atm.audio`` reads them.
 """
 
 import argparse
+import json
 import os
 import resource
+import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +53,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--utterances", type=int, default=38000)
     parser.add_argument("--stock", type=int, default=60, help="segments for ESPnet's way")
+    parser.add_argument(
+        "--read", type=int, default=20000, help="utterances that a training process reads"
+    )
     parser.add_argument("--nj", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dir", help="where to work; some GB for 3,800,000 utterances")
     return parser
@@ -197,6 +209,163 @@ def measure_batches(folder: Path) -> None:
         print(f"{name}: {used:.1f} CPU s and {more:.0f} MiB, {count:.0f} batches")
 
 
+def make_pool(folder: Path, recording: Path, utterances: int) -> None:
+    """What a training reads of a pool: lists, scores, labels; 2 s of audio each."""
+    from espnet_atm.audio import checksum, read_audio
+
+    folder.mkdir()
+    frames = (2 * RATE // 160 // 2 - 1) // 2
+    track = b"\0BCM3 " + struct.pack("<ffii", 0, 1, frames, 1) + b"\x80" * frames
+    labels = np.arange(frames, dtype="<u2").tobytes()
+    # Places in the recording: lengths differ, as those of a corpus do.
+    audio, _ = read_audio(str(recording))
+    places = []
+    for first in range(0, (RECORDING - 4) * RATE, 2 * RATE):
+        last = first + 2 * RATE + first // RATE % 7
+        places.append((first, last, checksum(audio[first:last])))
+    names = ("wav.scp", "shape", "utt2confidence", "utt2audio", "confidence.scp")
+    names += ("confidence.ark", "labels.scp", "labels.bin")
+    files = [open(folder / name, "wb") for name in names]
+    wav_scp, shape, means, audio, scores, score_ark, label_scp, label_bin = files
+    for number in range(utterances):
+        first, last, found = places[number % len(places)]
+        utt = f"{number // len(places):06}-{number % len(places):04}"
+        wav_scp.write(f"{utt} {recording}:{first}:{last}\n".encode())
+        shape.write(f"{utt} {last - first}\n".encode())
+        means.write(f"{utt} {128 / 255:.6f}\n".encode())
+        line = f"{utt} {last - first} {RATE} {found} 0 {zlib.crc32(track):08x}\n"
+        audio.write(line.encode())
+        record = struct.pack("<III", frames, zlib.crc32(labels), int(found, 16)) + labels
+        for scp, ark, content in (
+            (scores, score_ark, track),
+            (label_scp, label_bin, record),
+        ):
+            ark.write(f"{utt} ".encode())
+            scp.write(f"{utt} {ark.name}:{ark.tell()}\n".encode())
+            ark.write(content)
+    for file in files:
+        file.close()
+    for name, value in (("frame_shift", 640), ("frame_offset", 479.5)):
+        (folder / name).write_text(f"{value}\n")
+    grid = {"frame_shift": 640, "frame_offset": 479.5, "sampling_rate": RATE}
+    (folder / "labeller").write_text(json.dumps({**grid, "num_classes": 64}))
+
+
+TRAINING = """
+import contextlib, multiprocessing, sys, time
+from pathlib import Path
+from espnet2.train.distributed_utils import DistributedOption
+from espnet_atm.task import ATMSSLTask, ssl_conf
+folder, small, config, wanted = sys.argv[1:]
+options = ["--config", config, "--output_dir", folder, "--num_workers", "1"]
+options += ["--batch_bins", str(280 * 16000)]
+streams = ("wav.scp,speech,sound", "labels.scp,text,pseudo_labels")
+streams += ("confidence.scp,confidence,kaldi_ark",)
+for mode, place in (("train", folder), ("valid", small)):
+    options += [f"--{mode}_shape_file", f"{place}/shape"]
+    for stream in streams:
+        options += [f"--{mode}_data_path_and_name_and_type", f"{place}/{stream}"]
+def memory(pid="self"):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith("VmRSS")) / 1024
+args = ATMSSLTask.get_parser().parse_args(options)
+args.token_list = []
+args.ssl_conf["crop_seconds"] = 1.5
+args.ssl_conf = dict(args.ssl_conf)
+conf = ssl_conf(args)
+begin, before = time.process_time(), memory()
+ATMSSLTask.check_ssl_conf(args, conf)
+check = time.process_time() - begin, memory() - before
+begin = time.time()
+factory = ATMSSLTask.build_iter_factory(args, DistributedOption(), "train")
+batches = iter(factory.build_iter(1))
+read = len(next(batches)[0])
+first = time.time() - begin, memory()
+(worker,) = multiprocessing.active_children()
+own = memory(worker.pid)
+grown, half = 0, 0
+while read < int(wanted) and (batch := next(batches, None)):
+    read += len(batch[0])
+    with contextlib.suppress(FileNotFoundError):  # it has read all
+        grown = memory(worker.pid) - own
+    half = half if 2 * read > int(wanted) else grown
+print(*check, *first, grown, grown - half, read)
+"""
+
+
+def measure_training(folder: Path, utterances: int, read: int) -> None:
+    """A pool of so many utterances beside one of 1,000."""
+    config = RECIPE / "conf/tuning/train_hubert_conformer_mini_atm.yaml"
+    found = []
+    valid = folder / "valid"
+    make_pool(valid, folder / "recording.flac", 1000)
+    for number in (1000, utterances):
+        pool = folder / f"pool{number}"
+        make_pool(pool, folder / "recording.flac", number)
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINING, pool, valid, config, str(read)],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(done.stderr[-3000:])
+        found.append(list(map(float, done.stdout.split())))
+        shutil.rmtree(pool)
+    small, large = found
+    exponent = np.log(large[3] / small[3]) / max(np.log(utterances / 1000), 1e-9)
+    print(
+        f"check_ssl_conf, labels included: {large[0]:.2f} CPU s and {large[1]:.0f} MiB "
+        f"(of 1,000 utterances {small[0]:.2f} and {small[1]:.0f})\n"
+        f"first batch: {large[2] - small[2]:.1f} s later than that of 1,000 utterances "
+        f"({small[2]:.1f} s), {large[3] - small[3]:+.0f} MiB of {small[3]:.0f}, exponent "
+        f"{exponent:.3f}\n"
+        f"a process that reads for training: {large[4]:+.1f} MiB with its batches, "
+        f"{large[5]:+.1f} of it in the second half of {large[6]:.0f} utterances"
+    )
+
+
+def measure_labels(folder: Path, some: tuple = (2000, 8000)) -> None:
+    """Pseudo-labels, of one file again and again; and ESPnet's way."""
+    from espnet_atm.audio import read_audio
+
+    short = folder / "label.flac"
+    audio, _ = read_audio(f"{folder / 'recording.flac'}:0:{5 * RATE}")
+    soundfile.write(short, audio, RATE, subtype="PCM_16")
+    config = RECIPE / "conf/tuning/train_hubert_conformer_mini_atm.yaml"
+    ours, stock = [], []
+    for number in some:
+        own = folder / f"labels{number}"
+        own.mkdir()
+        utts = [f"{x:06}" for x in range(number)]
+        for name, value in (("wav.scp", short), ("samples", len(audio))):
+            (own / name).write_text("".join(f"{utt} {value}\n" for utt in utts))
+        program = [sys.executable, "-m", "espnet_atm.bin.learn_kmeans", "--portion", 0.1]
+        program += ["--wav_scp", own / "wav.scp", "--num_clusters", 64]
+        run([*program, "--km_path", own / "km.mdl"])
+        program = [sys.executable, "-m", "espnet_atm.bin.label", "--ssl_config", config]
+        program += ["--wav_scp", own / "wav.scp", "--km_path", own / "km.mdl"]
+        ours.append(run([*program, "--output_dir", own / "out"]))
+        # What it takes beside 25 labels a second.
+        more = (size_of(own / "out") - number * 2 * 5 * 25) / number
+        program = [sys.executable, "pyscripts/feats/dump_km_label.py"]
+        program += ["--online_feature_extract", "true", "--feature_conf", "{type=mfcc}"]
+        program += ["--in_filetype", "sound", "--km_path", own / "km.mdl"]
+        program += ["--utt2num_samples", own / "samples"]
+        program += [f"scp:{own / 'wav.scp'}", f"ark,t:{own / 'labels.txt'}"]
+        stock.append(run(program, RECIPE))
+    whole = 3_789_000
+    size = whole * (2 * 25 * SEGMENT + more)
+    text = (own / "labels.txt").stat().st_size / some[1] / 5 * SEGMENT * whole
+    print(
+        f"labels: {ours[1][0]:.0f} CPU s for {some[1]} utterances, "
+        f"{ours[1][0] / ours[0][0]:.1f} times those of {some[0]}, {ours[1][1]:.0f} MiB; "
+        f"{size / 1e9:.1f} GB for {whole} of {SEGMENT} s\n"
+        f"  ESPnet's dump_km_label.py: {stock[1][0]:.0f} CPU s, "
+        f"{stock[1][0] / stock[0][0]:.1f} times, {stock[1][1]:.0f} MiB; "
+        f"{text / 1e9:.0f} GB"
+    )
+
+
 def measure_crop(folder: Path) -> None:
     """32 s out of half an hour, and out of a segment's own file."""
     # Last: what a process has been counts as the peak of those that it starts.
@@ -230,6 +399,8 @@ def main(cmd=None) -> None:
         measure_stock(folder, args.utterances, args.stock)
         measure_lists(folder)
         measure_batches(folder)
+        measure_training(folder, args.utterances, args.read)
+        measure_labels(folder)
         measure_crop(folder)
 
 

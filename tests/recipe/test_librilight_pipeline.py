@@ -3,6 +3,7 @@
 In order: each test goes on from what the one before has left.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 import trees
 import yaml
+from cluster import slurm  # noqa: F401
 from conftest import copy_recipe
+
+from espnet_atm.labels import Labels
 
 AMI = "ami_ihm+ami_sdm1"
 CONFIG = "conf/tuning/train_asr_conformer"
@@ -50,11 +54,12 @@ def recipe(tmp_path_factory) -> Path:
     return folder
 
 
-def call(recipe: Path, command: list[str]) -> str:
+def call(recipe: Path, command: list[str], backend: str = "local") -> str:
     """What it prints."""
     done = subprocess.run(
         command,
         cwd=recipe,
+        env={**os.environ, "cmd_backend": backend},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -199,3 +204,46 @@ def test_a_published_scorer_beside_the_other(recipe, tmp_path):
     assert (recipe / f"exp/librilight/conf/{MODEL}_published_scorer_ep1.yaml").exists()
     scores = recipe.glob("exp/librilight/confidence_*/librilight_unlabelled")
     assert len({(x / "utt2confidence").read_text() for x in scores}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective, backend", [("hubert", "local"), ("hubert", "slurm"), ("w2v_bert", "slurm")]
+)
+def test_all_stages(recipe, request, objective, backend):
+    """In a place of its own, from cuts to a fine-tuned model; an epoch in two parts."""
+    ami = recipe.parents[2] / "corpora/ami"
+    if not ami.exists():  # alone, without the tests before
+        trees.ami(ami)
+    if backend == "slurm":
+        slurm = request.getfixturevalue("slurm")
+    place = f"{objective}_{backend}"
+    options = ["--objective", objective, "--test_sets", "ami_ihm_eval", "--nj", "2"]
+    options += ["--dumpdir", f"dump/{place}", "--expdir", f"exp/{place}"]
+    options += ["--num_splits_ssl", "2", "--km_portion", "0.5"]
+    if objective == "hubert":
+        options += ["--nclusters", "8"]
+    log = call(recipe, [*SAME, *options], backend)
+    assert "no audio is written" in log and "Stage 12: Decode and score" in log
+    sets = ("librilight_unlabelled", "librilight_unlabelled_dev")
+    for dset in sets:
+        assert not list(recipe.glob(f"dump/{place}/**/{dset}/**/*.flac"))
+    assert not list(recipe.glob(f"dump/{place}/feats"))
+    (model,) = recipe.glob(f"exp/{place}/ssl_{objective}_*_splits2_raw")
+    assert "Building 1th iter-factory" in (model / "train.log").read_text()
+    if objective == "hubert":
+        for dset in sets:
+            labels = Labels(recipe / f"exp/{place}/kmeans_8/{dset}/labels.scp")
+            wav_scp = recipe / f"dump/{place}/raw/{dset}/wav.scp"
+            os.chdir(recipe)  # paths in the list are relative to the recipe
+            found = {utt: x.max() for utt, x in labels.items()}
+            assert list(found) == [x.split()[0] for x in wav_scp.read_text().splitlines()]
+            assert all(x < 8 for x in found.values())
+    if backend == "slurm":
+        jobs = (slurm / "jobs.txt").read_text()
+        wanted = ("score", "train", *(["label", "learn_kmeans"] * (objective == "hubert")))
+        for name in wanted:
+            assert re.search(rf"^JobId=.* Name=\S*{name}\S* JobState=COMPLETED", jobs, re.M)
+    begin = time.time()
+    call(recipe, [*SAME, *options], backend)
+    assert time.time() - begin < 60

@@ -4,9 +4,7 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import kaldiio
 import pytest
 import torch
 import yaml
+from cluster import slurm  # noqa: F401
 from conftest import copy_recipe
 
 OPTIONS = [
@@ -195,26 +194,6 @@ def test_sure_utterances_only(recipe):
     assert f"{len(sure)} of {len(means)} utterances kept" in log
     shape = recipe / "exp/mini/ssl_stats_raw/train/speech_shape"
     assert {line.split()[0] for line in shape.read_text().splitlines()} == sure
-
-
-@pytest.fixture
-def slurm():
-    """A Slurm of one node; its folder."""
-    daemons = ("munged", "slurmctld", "slurmd", "sbatch")
-    missing = [name for name in daemons if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"Slurm is not installed: no {', '.join(missing)}")
-    if not socket.gethostbyname(socket.gethostname()).startswith("127."):
-        pytest.skip("Slurm would not stay on loopback: this host's name is not 127.*")
-    # Not in pytest's folder, whose name is too long for a socket's.
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        script = Path(__file__).with_name("slurm_cluster.sh")
-        os.environ["SLURM_CONF"] = f"{folder}/slurm.conf"
-        subprocess.run([script, "start", folder], check=True)
-        yield Path(folder)
-        subprocess.run([script, "stop", folder], check=True)
-        del os.environ["SLURM_CONF"]
 
 
 def scoring_pids(job: str) -> list[int]:
