@@ -18,6 +18,7 @@ of its own:
   then, and by how much a reading process has grown after ``--read`` utterances more;
 - labels: ``espnet_atm.bin.label`` on 2,000 and 8,000 utterances of 5 s, and the bytes that
   60,000 h would take; ESPnet's ``dump_km_label.py`` on the same;
+- k-means: its memory, as a multiple of the features that it is learned from;
 - crop: 32 s out of the recording of half an hour, and of a file of 57 s, as
   ``espnet_atm.audio`` reads them.
 """
@@ -366,6 +367,38 @@ def measure_labels(folder: Path, some: tuple = (2000, 8000)) -> None:
     )
 
 
+KMEANS = """
+import resource, sys, time
+from pathlib import Path
+import numpy as np
+from espnet_atm.kmeans import learn_kmeans
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+features = np.memmap(sys.argv[1], np.float32, "r").reshape(-1, 39)
+before, begin = peak(), time.process_time()
+learn_kmeans(features, 100, Path(sys.argv[1] + ".mdl"))
+print(time.process_time() - begin, (peak() - before) * 2**20 / features.nbytes)
+"""
+
+
+def measure_kmeans(folder: Path, frames: int = 8_000_000) -> None:
+    """Clusters of so many frames of MFCC."""
+    rng = np.random.default_rng(0)
+    file = folder / "features"
+    with open(file, "wb") as f:
+        for _ in range(frames // 100_000):
+            f.write(rng.standard_normal((100_000, 39), np.float32).data)
+    done = subprocess.run(
+        [sys.executable, "-c", KMEANS, file], capture_output=True, text=True, check=True
+    )
+    used, ratio = map(float, done.stdout.split())
+    print(
+        f"k-means: {used:.0f} CPU s for {frames} frames, {ratio:.2f} times the bytes of "
+        "their features in memory"
+    )
+    file.unlink()
+
+
 def measure_crop(folder: Path) -> None:
     """32 s out of half an hour, and out of a segment's own file."""
     # Last: what a process has been counts as the peak of those that it starts.
@@ -401,6 +434,7 @@ def main(cmd=None) -> None:
         measure_batches(folder)
         measure_training(folder, args.utterances, args.read)
         measure_labels(folder)
+        measure_kmeans(folder)
         measure_crop(folder)
 
 

@@ -106,5 +106,6 @@ class Kmeans:
         Returns:
             (T,), int64.
         """
+        features = features.to(self.centroids.device)
         # The frame's own square is the same for all clusters.
         return (self.squares - 2 * features @ self.centroids).argmin(dim=1).cpu().numpy()

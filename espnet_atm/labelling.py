@@ -58,7 +58,7 @@ def label_corpus(
             continue
         kmeans.check_size(own.size(1))
         nearest = nearest_frames(features.grid, frames, count).clip(0, len(own) - 1)
-        labels[index] = kmeans(own[torch.from_numpy(nearest).to(own.device)])
+        labels[index] = kmeans(own[torch.from_numpy(nearest)])
         audio[index] = record.split()[2]
         if time.monotonic() - saved > SECONDS_AT_RISK:
             writer.write(labels, audio)

@@ -975,20 +975,21 @@ scorer_sum() {
 score_key=$(make_key "${pool_key}" "$(xargs <<< "${measure_opts} ${gate_opt}")" utt2audio \
     "$(scorer_sum)")
 confidence_dir=${expdir}/confidence_${score_key:0:8}
-# in_jobs PROGRAM SET DIR FILES OPTION...: run one of our programs on a set, in parallel jobs
-# that go on where they were, and join what they list in FILES.
+# in_jobs PROGRAM NGPU SET DIR FILES OPTION...: run one of our programs on a set, in parallel
+# jobs of at most one GPU each that go on where they were, and join what they list in FILES.
 in_jobs() {
-    local program=$1 dset=$2 dir=$3 files=$4
+    local program=$1 _ngpu=$(($2 > 0)) dset=$3 dir=$4 files=$5
     local scp=${data_feats}/${dset}/wav.scp logdir=${dir}/logdir
-    local _nj _split= _ngpu=$((ngpu > 0)) n all file verb=scor
-    shift 4
+    local _nj _split= n all file verb=scor
+    shift 5
     [ "${program}" = score ] || verb=labell
     mkdir -p "${logdir}"
     all=$(wc -l < "${scp}")
     [ "${all}" -gt 0 ] || die "${scp} is empty: there is nothing to ${program}"
     _nj=$((nj < all ? nj : all))
     # On this machine a GPU has one job.
-    [ -z "${local_gpus}" ] || _nj=$((_nj < local_gpus ? _nj : local_gpus))
+    [ "${_ngpu}" -eq 0 ] || [ -z "${local_gpus}" ] \
+        || _nj=$((_nj < local_gpus ? _nj : local_gpus))
     for n in $(seq "${_nj}"); do
         mkdir -p "${logdir}/${_nj}.${n}"
         _split+=" ${logdir}/${_nj}.${n}/wav.scp"
@@ -1022,7 +1023,7 @@ in_jobs() {
 score_set() {
     local dir=${confidence_dir}/$1
     # shellcheck disable=SC2086
-    in_jobs score "$1" "${dir}" "confidence.scp utt2confidence utt2audio" \
+    in_jobs score "${ngpu}" "$1" "${dir}" "confidence.scp utt2confidence utt2audio" \
         "${scorer_args[@]}" ${score_opts} ${gate_opt}
     cp "${first_job}"/{frame_shift,frame_offset,sampling_rate,scorer} "${dir}"
     python3 -m espnet_atm.bin.summary --confidence_dir "${dir}"
@@ -1141,15 +1142,15 @@ if "${needs_labels}"; then
     km_dir=${expdir}/${km_tag}
 fi
 kmeans() {
-    local dset dir part=${train_set} clusters=${km_dir}/km_${nclusters}.mdl _ngpu=0
-    local log_file=${km_dir}/logdir/learn_kmeans.log
-    [ -z "${km_model}" ] || _ngpu=$((ngpu > 0))
+    local dset dir part=${train_set} clusters=${km_dir}/km_${nclusters}.mdl
+    local log_file=${km_dir}/logdir/learn_kmeans.log km_ngpu=0
+    [ -z "${km_model}" ] || km_ngpu=$((ngpu > 0))
     if [ ! -s "${clusters}" ]; then
         log "Learning ${nclusters} clusters from ${km_portion} of ${all_sets% *}..." \
             "log: '${log_file}'"
         # shellcheck disable=SC2086
-        ${decode_cmd} --gpu "${_ngpu}" --num_threads "${nj}" "${log_file}" \
-            python3 -m espnet_atm.bin.learn_kmeans --ngpu "${_ngpu}" --num_workers 1 \
+        ${decode_cmd} --gpu "${km_ngpu}" "${log_file}" \
+            python3 -m espnet_atm.bin.learn_kmeans --ngpu "${km_ngpu}" \
                 --wav_scp "${data_feats}/${all_sets% *}/wav.scp" --km_path "${clusters}" \
                 --num_clusters "${nclusters}" --portion "${km_portion}" ${km_opts} \
             || { tail -n 20 "${log_file}"; exit 1; }
@@ -1157,7 +1158,7 @@ kmeans() {
     for dset in ${all_sets}; do
         dir=${km_dir}/${dset}
         # shellcheck disable=SC2086
-        in_jobs label "${dset}" "${dir}" labels.scp --km_path "${clusters}" \
+        in_jobs label "${km_ngpu}" "${dset}" "${dir}" labels.scp --km_path "${clusters}" \
             --ssl_config "${ssl_config}" ${km_opts}
         cp "${first_job}/labeller" "${dir}"
         [ "${dset}" = "${all_sets% *}" ] || part=${valid_set}
