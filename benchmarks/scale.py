@@ -13,6 +13,8 @@ of its own:
   38 was looked up, beside ESPnet's own type ``text``: CPU seconds, and MiB more than
   before;
 - batches: the list of them in a process, of 8,000 s, beside ESPnet's;
+- report: on scores of them, of two conditions; tracks are short but for those of the
+  utterances that are listened to; beside it the same of a single one of these;
 - crop: 32 s out of the recording of half an hour, and of a file of 57 s, as
   ``espnet_atm.audio`` reads them.
 """
@@ -20,10 +22,12 @@ of its own:
 import argparse
 import os
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +39,7 @@ RATE = 16000
 SEGMENT, RECORDING = 57, 1800  # seconds
 SPEAKERS = 7000
 MIB = 1 << 20
+SHIFT, LISTENED = 640, 1000  # of the scorer, in samples; by the report, unless told
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -197,6 +202,65 @@ def measure_batches(folder: Path) -> None:
         print(f"{name}: {used:.1f} CPU s and {more:.0f} MiB, {count:.0f} batches")
 
 
+def make_scores(folder: Path, utterances: int) -> Path:
+    """Scores as ``espnet_atm.bin.score`` leaves them, of the cuts in the pool."""
+    scores = folder / "scores"
+    scores.mkdir()
+    for name, text in (
+        ("frame_shift", SHIFT),
+        ("scorer", '{"model": "x", "config": "y"}'),
+        ("summary.json", f'{{"utterances": {utterances}, "deciles": []}}'),
+    ):
+        (scores / name).write_text(f"{text}\n")
+    noise, _ = soundfile.read(folder / "recording.flac", dtype="int32")
+    noise >>= 16
+    checksums = {}  # recordings are links to one
+    rng = np.random.default_rng(2)
+    offset, listened = 0, max(utterances // LISTENED, 1)
+    with (
+        open(folder / "pool/wav.scp") as pool,
+        open(scores / "confidence.ark", "wb") as ark,
+        open(scores / "confidence.scp", "w") as scp,
+        open(scores / "utt2confidence", "w") as means,
+        open(scores / "utt2audio", "w") as audio,
+        open(folder / "utt2category", "w") as categories,
+    ):
+        for number, line in enumerate(pool):
+            utt, source = line.split()
+            first, last = map(int, source.split(":")[1:])
+            if first not in checksums:
+                checksums[first] = zlib.crc32(noise[first:last].tobytes())
+            frames = (last - first) // SHIFT if number % listened == 0 else 10
+            steps = rng.integers(rng.integers(256), 256, frames, dtype=np.uint8)
+            head = struct.pack("<6sffii", b"\0BCM3 ", 0, 1, frames, 1)
+            record = head + steps.tobytes()
+            ark.write(f"{utt} ".encode() + record)
+            scp.write(f"{utt} {scores}/confidence.ark:{offset + len(utt) + 1}\n")
+            means.write(f"{utt} {steps.astype(np.float32).mean() / 255:.6f}\n")
+            audio.write(
+                f"{utt} {last - first} {RATE} {checksums[first]:08x} {'0' * 16} "
+                f"{zlib.crc32(record):08x}\n"
+            )
+            categories.write(f"{utt} {('read', 'spoken')[number % 2]}\n")
+            offset += len(utt) + 1 + len(record)
+    return scores
+
+
+def measure_report(folder: Path, utterances: int) -> None:
+    """Stage 7 of the pool."""
+    command = [sys.executable, "-m", "espnet_atm.bin.report"]
+    command += ["--confidence_dir", make_scores(folder, utterances)]
+    command += ["--wav_scp", folder / "pool/wav.scp"]
+    command += ["--utt2category", folder / "utt2category"]
+    command += ["--output_dir", folder / "report", "--max_utterances"]
+    cpu, memory, _ = run([*command, LISTENED])
+    one, _, _ = run([*command, 1])
+    print(
+        f"report: {cpu:.1f} CPU s, {memory:.0f} MiB; {one:.1f} CPU s if one utterance is "
+        f"listened to in place of {min(LISTENED, utterances)}"
+    )
+
+
 def measure_crop(folder: Path) -> None:
     """32 s out of half an hour, and out of a segment's own file."""
     # Last: what a process has been counts as the peak of those that it starts.
@@ -230,6 +294,7 @@ def main(cmd=None) -> None:
         measure_stock(folder, args.utterances, args.stock)
         measure_lists(folder)
         measure_batches(folder)
+        measure_report(folder, args.utterances)
         measure_crop(folder)
 
 

@@ -42,8 +42,8 @@ def summarize(folder: Path, fs: int) -> Dict[str, Any]:
     fs = whole("--fs", fs, most=MOST) if rate is None else rate
     counts = np.zeros(STEPS + 1, dtype=np.int64)
     means = array("d")
-    for utt in tqdm(tracks, unit="utt", mininterval=5):
-        steps = np.rint(tracks[utt] * STEPS).astype(np.int64)
+    for index in tqdm(range(len(tracks)), unit="utt", mininterval=5):
+        steps = np.rint(tracks.at(index) * STEPS).astype(np.int64)
         counts += np.bincount(steps, minlength=STEPS + 1)
         means.append(steps.mean() / STEPS)
     frames = int(counts.sum())
