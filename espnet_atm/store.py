@@ -1,6 +1,7 @@
 """The crash-safe store of scores: what is there is whole, and of one scorer."""
 
 import fcntl
+import functools
 import io
 import itertools
 import json
@@ -21,6 +22,7 @@ from espnet_atm.files import write_line
 from espnet_atm.track import (
     AUDIO_COLUMNS,
     SOURCE,
+    find_row,
     has_id,
     mean_text,
     read_grid_files,
@@ -227,18 +229,20 @@ class ScoreWriter:
 
     def _find_done(self) -> np.ndarray:
         done = np.zeros(len(self.utterances), dtype=bool)
-        strangers, first = 0, None
+        strangers, first, place = 0, None, 0
         self.scp.seek(0)
         for line in itertools.islice(self.scp, self.records):
             name = line.split()[0].decode("utf-8")
-            index = self.utterances.find(name)
-            if index is None:
+            found = find_row(self.utterances, name, place)
+            if found is None:
                 strangers += 1
                 first = name if first is None else min(first, name)
-            elif done[index]:
+                continue
+            index, _ = found
+            if done[index]:
                 raise UserError(f"{self.scp.name}: {name} is in it twice: it is damaged")
-            else:
-                done[index] = True
+            done[index] = True
+            place = index + 1
         if strangers:
             raise UserError(
                 f"{self.dir} holds scores of utterances that are not in "
@@ -249,10 +253,13 @@ class ScoreWriter:
 
     def sources(self) -> Iterator[Tuple[int, List[str]]]:
         """Number and row in ``utt2audio`` of each utterance that is scored."""
+        place = 0
         self.audio.seek(0)
         for line in self.audio:
             row = line.decode().split()
-            yield self.utterances.find(row[0]), row
+            index, _ = find_row(self.utterances, row[0], place)
+            yield index, row
+            place = index + 1
 
     def replace_sources(self, hashes: Dict[str, str]) -> None:
         """Note that the same audio comes from elsewhere, by utterance."""
@@ -266,18 +273,23 @@ class ScoreWriter:
     def _name_the_ark(self) -> None:
         """Let the scp name the ark where it is by now, in a folder that was moved."""
         ark = str(self.dir / "confidence.ark")
-        places = {ark: True}
-        self.scp.seek(0)
-        rows = []
-        for line in self.scp:
-            utt, source = line.decode().split(maxsplit=1)
-            path, _, offset = source.rstrip().rpartition(":")
-            if path not in places:
-                places[path] = os.path.exists(path) and os.path.samefile(path, ark)
-            rows.append((utt, f"{path if places[path] else ark}:{offset}"))
-        if not all(places.values()):
-            logging.info(f"{self.scp.name}: names another place of the ark: mended")
-            self.scp = self._rewrite(self.scp, rows)
+
+        @functools.cache
+        def is_here(path: str) -> bool:
+            return path == ark or os.path.exists(path) and os.path.samefile(path, ark)
+
+        def rows() -> Iterator[Tuple[str, str, str]]:
+            self.scp.seek(0)
+            for line in self.scp:
+                utt, source = line.decode().split(maxsplit=1)
+                path, _, offset = source.rstrip().rpartition(":")
+                yield utt, path, offset
+
+        if all(is_here(path) for _, path, _ in rows()):
+            return
+        logging.info(f"{self.scp.name}: names another place of the ark: mended")
+        mended = ((u, f"{p if is_here(p) else ark}:{offset}") for u, p, offset in rows())
+        self.scp = self._rewrite(self.scp, mended)
 
     def _rewrite(self, file: BinaryIO, rows: Iterable[Sequence[str]]) -> BinaryIO:
         """Exchange a file's lines, all at once; returns it open at its end."""
