@@ -13,8 +13,8 @@ of its own:
   38 was looked up, beside ESPnet's own type ``text``: CPU seconds, and MiB more than
   before;
 - batches: the list of them in a process, of 8,000 s, beside ESPnet's;
-- report: on scores of them, of two conditions; tracks are short but for those of the
-  utterances that are listened to; beside it the same of a single one of these;
+- summary, report: of scores of all, whose tracks are short but for the 1000 utterances
+  that the report listens to; beside it a report that listens to one;
 - crop: 32 s out of the recording of half an hour, and of a file of 57 s, as
   ``espnet_atm.audio`` reads them.
 """
@@ -206,15 +206,9 @@ def make_scores(folder: Path, utterances: int) -> Path:
     """Scores as ``espnet_atm.bin.score`` leaves them, of the cuts in the pool."""
     scores = folder / "scores"
     scores.mkdir()
-    for name, text in (
-        ("frame_shift", SHIFT),
-        ("scorer", '{"model": "x", "config": "y"}'),
-        ("summary.json", f'{{"utterances": {utterances}, "deciles": []}}'),
-    ):
-        (scores / name).write_text(f"{text}\n")
-    noise, _ = soundfile.read(folder / "recording.flac", dtype="int32")
-    noise >>= 16
-    checksums = {}  # recordings are links to one
+    (scores / "frame_shift").write_text(f"{SHIFT}\n")
+    (scores / "scorer").write_text('{"model": "x", "config": "y"}\n')
+    checksums = {}  # by first sample: recordings are links to one
     rng = np.random.default_rng(2)
     offset, listened = 0, max(utterances // LISTENED, 1)
     with (
@@ -229,7 +223,9 @@ def make_scores(folder: Path, utterances: int) -> Path:
             utt, source = line.split()
             first, last = map(int, source.split(":")[1:])
             if first not in checksums:
-                checksums[first] = zlib.crc32(noise[first:last].tobytes())
+                recording = folder / "recording.flac"
+                part, _ = soundfile.read(recording, last - first, first, dtype="int16")
+                checksums[first] = zlib.crc32(part.astype("<i4").tobytes())
             frames = (last - first) // SHIFT if number % listened == 0 else 10
             steps = rng.integers(rng.integers(256), 256, frames, dtype=np.uint8)
             head = struct.pack("<6sffii", b"\0BCM3 ", 0, 1, frames, 1)
@@ -247,17 +243,20 @@ def make_scores(folder: Path, utterances: int) -> Path:
 
 
 def measure_report(folder: Path, utterances: int) -> None:
-    """Stage 7 of the pool."""
-    command = [sys.executable, "-m", "espnet_atm.bin.report"]
-    command += ["--confidence_dir", make_scores(folder, utterances)]
-    command += ["--wav_scp", folder / "pool/wav.scp"]
-    command += ["--utt2category", folder / "utt2category"]
-    command += ["--output_dir", folder / "report", "--max_utterances"]
-    cpu, memory, _ = run([*command, LISTENED])
-    one, _, _ = run([*command, 1])
+    """The end of stage 6 and stage 7, of the pool."""
+    scores = make_scores(folder, utterances)
+    begin = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m"]  # as path.sh has it
+    cpu, memory, _ = run([*begin, "espnet_atm.bin.summary", "--confidence_dir", scores])
+    print(f"summary: {cpu:.1f} CPU s, {memory:.0f} MiB")
+    report = [*begin, "espnet_atm.bin.report", "--confidence_dir", scores]
+    report += ["--wav_scp", folder / "pool/wav.scp"]
+    report += ["--utt2category", folder / "utt2category"]
+    report += ["--output_dir", folder / "report", "--max_utterances"]
+    cpu, memory, _ = run([*report, LISTENED])
+    one, _, _ = run([*report, 1])
     print(
-        f"report: {cpu:.1f} CPU s, {memory:.0f} MiB; {one:.1f} CPU s if one utterance is "
-        f"listened to in place of {min(LISTENED, utterances)}"
+        f"report: {cpu:.1f} CPU s, {memory:.0f} MiB; {one:.1f} CPU s where it listens to "
+        "one utterance"
     )
 
 

@@ -164,8 +164,8 @@ def read_corpus(corpus: Corpus, most: int) -> List[Heard]:
     """An even selection of utterances, without their audio."""
     step = max(len(corpus) // most, 1)
     chosen = range(0, len(corpus), step)
-    # By kind, one utterance's behind the other's: each by itself would lie between the
-    # large buffers of two utterances, and no memory of theirs would be used again.
+    # One buffer of each kind: small arrays that are kept would lie between the large ones
+    # that are freed, and keep most of their memory from being used again.
     kinds = np.float32, np.float32, bool
     names, lengths, kept = [], [], [bytearray() for _ in kinds]
     for index in tqdm(chosen, unit="utt", mininterval=5, desc="listening"):
