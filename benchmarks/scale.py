@@ -19,6 +19,8 @@ of its own:
 - labels: ``espnet_atm.bin.label`` on 2,000 and 8,000 utterances of 5 s, and the bytes that
   60,000 h would take; ESPnet's ``dump_km_label.py`` on the same;
 - k-means: its memory, as a multiple of the features that it is learned from;
+- summary, report: of scores of all, whose tracks are short but for the 1000 utterances
+  that the report listens to; beside it a report that listens to one;
 - crop: 32 s out of the recording of half an hour, and of a file of 57 s, as
   ``espnet_atm.audio`` reads them.
 """
@@ -45,6 +47,7 @@ RATE = 16000
 SEGMENT, RECORDING = 57, 1800  # seconds
 SPEAKERS = 7000
 MIB = 1 << 20
+SHIFT, LISTENED = 640, 1000  # of the scorer, in samples; by the report, unless told
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -399,6 +402,64 @@ def measure_kmeans(folder: Path, frames: int = 8_000_000) -> None:
     file.unlink()
 
 
+def make_scores(folder: Path, utterances: int) -> Path:
+    """Scores as ``espnet_atm.bin.score`` leaves them, of the cuts in the pool."""
+    scores = folder / "scores"
+    scores.mkdir()
+    (scores / "frame_shift").write_text(f"{SHIFT}\n")
+    (scores / "scorer").write_text('{"model": "x", "config": "y"}\n')
+    checksums = {}  # by first sample: recordings are links to one
+    rng = np.random.default_rng(2)
+    offset, listened = 0, max(utterances // LISTENED, 1)
+    with (
+        open(folder / "pool/wav.scp") as pool,
+        open(scores / "confidence.ark", "wb") as ark,
+        open(scores / "confidence.scp", "w") as scp,
+        open(scores / "utt2confidence", "w") as means,
+        open(scores / "utt2audio", "w") as audio,
+        open(folder / "utt2category", "w") as categories,
+    ):
+        for number, line in enumerate(pool):
+            utt, source = line.split()
+            first, last = map(int, source.split(":")[1:])
+            if first not in checksums:
+                recording = folder / "recording.flac"
+                part, _ = soundfile.read(recording, last - first, first, dtype="int16")
+                checksums[first] = zlib.crc32(part.astype("<i4").tobytes())
+            frames = (last - first) // SHIFT if number % listened == 0 else 10
+            steps = rng.integers(rng.integers(256), 256, frames, dtype=np.uint8)
+            head = struct.pack("<6sffii", b"\0BCM3 ", 0, 1, frames, 1)
+            record = head + steps.tobytes()
+            ark.write(f"{utt} ".encode() + record)
+            scp.write(f"{utt} {scores}/confidence.ark:{offset + len(utt) + 1}\n")
+            means.write(f"{utt} {steps.astype(np.float32).mean() / 255:.6f}\n")
+            audio.write(
+                f"{utt} {last - first} {RATE} {checksums[first]:08x} {'0' * 16} "
+                f"{zlib.crc32(record):08x}\n"
+            )
+            categories.write(f"{utt} {('read', 'spoken')[number % 2]}\n")
+            offset += len(utt) + 1 + len(record)
+    return scores
+
+
+def measure_report(folder: Path, utterances: int) -> None:
+    """The end of stage 6 and stage 7, of the pool."""
+    scores = make_scores(folder, utterances)
+    begin = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m"]  # as path.sh has it
+    cpu, memory, _ = run([*begin, "espnet_atm.bin.summary", "--confidence_dir", scores])
+    print(f"summary: {cpu:.1f} CPU s, {memory:.0f} MiB")
+    report = [*begin, "espnet_atm.bin.report", "--confidence_dir", scores]
+    report += ["--wav_scp", folder / "pool/wav.scp"]
+    report += ["--utt2category", folder / "utt2category"]
+    report += ["--output_dir", folder / "report", "--max_utterances"]
+    cpu, memory, _ = run([*report, LISTENED])
+    one, _, _ = run([*report, 1])
+    print(
+        f"report: {cpu:.1f} CPU s, {memory:.0f} MiB; {one:.1f} CPU s where it listens to "
+        "one utterance"
+    )
+
+
 def measure_crop(folder: Path) -> None:
     """32 s out of half an hour, and out of a segment's own file."""
     # Last: what a process has been counts as the peak of those that it starts.
@@ -435,6 +496,7 @@ def main(cmd=None) -> None:
         measure_training(folder, args.utterances, args.read)
         measure_labels(folder)
         measure_kmeans(folder)
+        measure_report(folder, args.utterances)
         measure_crop(folder)
 
 

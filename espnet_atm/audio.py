@@ -72,6 +72,7 @@ class Table(Sequence):
         mark = self.file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
         self.begin = len(BYTE_ORDER_MARK) if mark else 0
         self.end = os.fstat(self.file.fileno()).st_size
+        self.after = self.begin  # the row that was found last
         self.scan: Optional[_Scan] = None
         if checked:
             self._read_all()
@@ -198,28 +199,35 @@ class Table(Sequence):
     def find(self, name: str) -> Optional[int]:
         """The number of the row with this id, from 0; None if there is none."""
         scan = self._read_all()
-        if not scan.sorted:
-            return self._find_hash(name)
-        found = self._search(name)
+        found = self._locate(name)
         if found is None:
-            return None
+            return None if scan.sorted else self._find_hash(name)
         number = bisect.bisect(scan.starts, found[0]) - 1
         before = self._pread(scan.starts[number], found[0] - scan.starts[number])
         return number * BLOCK + before.count(b"\n")
 
     def get(self, name: str) -> Optional[List[str]]:
-        """The row with this id; None if there is none."""
-        if self.scan is None or self.scan.sorted:
-            try:
-                found = self._search(name)
-            except UnicodeDecodeError:  # to be named, by its line
-                found = None
-            if found is not None and len(found[1]) == self.columns:
-                return found[1]
-            if self._read_all().sorted:
-                return None
+        """The row with this id; None if there is none.
+
+        Found at once where it comes after the one that was found last.
+        """
+        try:
+            found = self._locate(name)
+        except UnicodeDecodeError:  # to be named, by its line
+            found = None
+        if found is not None and len(found[1]) == self.columns:
+            return found[1]
+        if self._read_all().sorted:
+            return None
         index = self._find_hash(name)
         return None if index is None else self[index]
+
+    def _locate(self, name: str) -> Optional[Tuple[int, List[str]]]:
+        """Where the row with this id begins, and the row, unless the order hides it."""
+        found = self._row_at(self.after, name)
+        if found is None and (self.scan is None or self.scan.sorted):
+            found = self._search(name)
+        return found
 
     def _find_hash(self, name: str) -> Optional[int]:
         hashes, order = self.scan.hashes, self.scan.order
@@ -233,7 +241,7 @@ class Table(Sequence):
         return None
 
     def _search(self, name: str) -> Optional[Tuple[int, List[str]]]:
-        """Where the row with this id begins, and the row, in a sorted file."""
+        """As :meth:`_locate`, in a sorted file."""
         # The line begins at or after first, where a line does, and before last.
         first, last = self.begin, self.end
         while last - first > SEARCHED:
@@ -246,12 +254,19 @@ class Table(Sequence):
             else:
                 last = start
         while first < last:
-            end = self._next_line(first)
-            line = self._pread(first, end - first)
-            if (row := self._split(line)) and row[0] == name:
-                return first, row
-            first = end
+            if found := self._row_at(first, name):
+                return found
+            first = self._next_line(first)
         return None
+
+    def _row_at(self, start: int, name: str) -> Optional[Tuple[int, List[str]]]:
+        """The row that begins there, if it has this id."""
+        end = self._next_line(start)
+        row = self._split(self._pread(start, end - start))
+        if not row or row[0] != name:
+            return None
+        self.after = end
+        return start, row
 
     def _next_line(self, at: int) -> int:
         """Where the first line after a byte begins."""

@@ -1,8 +1,11 @@
 """A scored corpus as training takes it: each utterance's confidence and speech."""
 
 import logging
+import math
+from array import array
+from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, List, NamedTuple, Optional, Union
 
 import numpy as np
 import torch
@@ -12,10 +15,9 @@ from espnet_atm.audio import Table, read_audio
 from espnet_atm.confidence import align_track, refine_confidence
 from espnet_atm.config import SSLConf
 from espnet_atm.errors import UserError, read_config
-from espnet_atm.guidance import Heard
+from espnet_atm.guidance import ALL, Heard
 from espnet_atm.speech import speech_frames
 from espnet_atm.track import TrackReader, read_track_grid
-from espnet_atm.values import number
 
 if TYPE_CHECKING:  # the command line must not wait for ESPnet's front ends
     from espnet_atm.frames import FrameGrid
@@ -59,21 +61,6 @@ class Settings(NamedTuple):
             raise UserError(f"{ssl_config}: {e}") from None
 
 
-def read_means(file: Path) -> Dict[str, float]:
-    """The confidence of each utterance.
-
-    Raises:
-        UserError: naming the utterance whose value is none.
-    """
-    means = {}
-    for utt, text in Table(file, 2):
-        try:
-            means[utt] = number("mean confidence", float(text), within=(0, 1))
-        except ValueError:
-            raise UserError(f"{file}: {utt}: {text!r} is not in [0, 1]") from None
-    return means
-
-
 class Corpus:
     """Utterances with their tracks on the frames that are masked.
 
@@ -85,7 +72,7 @@ class Corpus:
 
     Attributes:
         grid: those frames, in samples.
-        categories: the condition by utterance.
+        categories: the condition by utterance; None where none is known.
 
     Raises:
         UserError: when there are no scores, or they are not complete.
@@ -104,16 +91,18 @@ class Corpus:
         self.grid = settings.encoder or self.track_grid
         self.tracks = TrackReader(scp)
         self.wavs = Table(wav_scp, 2)
-        self.categories = dict(Table(utt2category, 2)) if utt2category else {}
+        self.categories = Table(utt2category, 2) if utt2category else None
         if not self.tracks:
             raise UserError(f"{scp} is empty: score the corpus first")
         self.tracks.check_complete()
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tracks)
-
     def __len__(self) -> int:
         return len(self.tracks)
+
+    def category(self, utt: str) -> str:
+        """The condition of an utterance; :data:`ALL` where it is not known."""
+        row = None if self.categories is None else self.categories.get(utt)
+        return ALL if row is None else row[1]
 
     def audio(self, utt: str) -> np.ndarray:
         """The samples of an utterance (N,), float.
@@ -165,7 +154,7 @@ class Corpus:
         found = speech_frames(speech, lengths, self.settings.fs, self.grid, frames)
         return Heard(
             utt,
-            self.categories.get(utt, "all"),
+            self.category(utt),
             confidence[0].numpy(),
             *(x[0].numpy() for x in found),
         )
@@ -174,9 +163,66 @@ class Corpus:
 def read_corpus(corpus: Corpus, most: int) -> List[Heard]:
     """An even selection of utterances, without their audio."""
     step = max(len(corpus) // most, 1)
-    heard = [
-        corpus.hear(utt)
-        for utt in tqdm(list(corpus)[::step], unit="utt", mininterval=5, desc="listening")
-    ]
-    logging.info(f"{len(heard)} of {len(corpus)} utterances looked at")
-    return heard
+    chosen = range(0, len(corpus), step)
+    # One buffer of each kind: small arrays that are kept would lie between the large ones
+    # that are freed, and keep most of their memory from being used again.
+    kinds = np.float32, np.float32, bool
+    names, lengths, kept = [], [], [bytearray() for _ in kinds]
+    for index in tqdm(chosen, unit="utt", mininterval=5, desc="listening"):
+        utt, category, *parts = corpus.hear(corpus.tracks.tracks[index][0])
+        names.append((utt, category))
+        lengths.append(len(parts[0]))
+        for whole, part in zip(kept, parts):
+            whole += part.tobytes()
+    logging.info(f"{len(names)} of {len(corpus)} utterances looked at")
+    ends = np.cumsum(lengths)[:-1]
+    tracks = [np.split(np.frombuffer(x, kind), ends) for x, kind in zip(kept, kinds)]
+    return [Heard(*name, *x) for name, *x in zip(names, *tracks)]
+
+
+class Means:
+    """The confidence of each utterance, as ``utt2confidence`` has it.
+
+    In memory are 16 bytes an utterance.
+
+    Args:
+        corpus: whose.
+
+    Attributes:
+        values: (N,), float64, in [0, 1], in the order of the file.
+        groups: those of each condition, (N',), in that order; conditions in the order
+            in which they come.
+
+    Raises:
+        UserError: naming the utterance whose value is none.
+        OSError: when there is no such file.
+    """
+
+    def __init__(self, corpus: Corpus):
+        table = corpus.tracks.means
+        if table is None:
+            table = Table(corpus.folder / "utt2confidence", 2)
+        self.table = table
+        values, groups = array("d"), defaultdict(lambda: array("d"))
+        for utt, text in table:
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            if not 0 <= value <= 1:
+                raise UserError(f"{table.path}: {utt}: {text!r} is not in [0, 1]")
+            values.append(value)
+            groups[corpus.category(utt)].append(value)
+        self.values = np.array(values)
+        self.groups = {name: np.array(x) for name, x in groups.items()}
+
+    def __getitem__(self, utt: str) -> float:
+        """That of an utterance.
+
+        Raises:
+            UserError: naming the utterance that has none.
+        """
+        index = self.table.find(utt)
+        if index is None:
+            raise UserError(f"{self.table.path}: has no line of {utt}, which has a track")
+        return float(self.values[index])

@@ -4,7 +4,7 @@ Not in the paper: figures by which guided masks (Eq. 3 and 4) and weights (Eq. 5
 be told from random masks and equal weights.
 """
 
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ EVEN = 0.99  # an effective share of the corpus that equal weights nearly have
 # Utterances with less speech than this hold none, and a category called noise is noise
 # where there is less than the second in it.
 NO_SPEECH, LITTLE_SPEECH = 0.1, 0.5
+ALL = "all"  # the category of utterances that have none
 
 
 class Heard(NamedTuple):
@@ -31,7 +32,7 @@ class Heard(NamedTuple):
 
     Args:
         utt: its id.
-        category: its condition, or ``all``.
+        category: its condition, or :data:`ALL`.
         confidence: s_t (T,), float32, in [0, 1], on the frames that are masked.
         probability: that a frame is speech (T,), float32, by silero-vad.
         speech: whether it is in a segment of speech (T,), bool, by silero-vad.
@@ -135,7 +136,7 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else 0.0
 
 
-def measure_weights(means: Iterable[float], sharpness: float = 1.0) -> Dict[str, float]:
+def measure_weights(means: Sequence[float], sharpness: float = 1.0) -> Dict[str, float]:
     """How unequal the weights of utterances are in ATM+S (Eq. 5 and 6).
 
     Args:
@@ -147,7 +148,7 @@ def measure_weights(means: Iterable[float], sharpness: float = 1.0) -> Dict[str,
         (sum w)^2 / (N sum w^2): the part of the corpus that, equally weighted, would count
         as much. Both are 0 where all weights are.
     """
-    weights = np.array(list(means), dtype=np.float64) ** sharpness
+    weights = np.asarray(means, dtype=np.float64) ** sharpness
     squares = np.square(weights).sum()
     return {
         "spread": _ratio(weights.std(), weights.mean()),
@@ -156,7 +157,7 @@ def measure_weights(means: Iterable[float], sharpness: float = 1.0) -> Dict[str,
 
 
 def noise_that_outranks(
-    heard: Sequence[Heard], means: Mapping[str, float], categories: Mapping[str, str]
+    heard: Sequence[Heard], means: Sequence[float], groups: Mapping[str, np.ndarray]
 ) -> List[str]:
     """Say where noise has a higher utterance confidence than speech.
 
@@ -165,8 +166,8 @@ def noise_that_outranks(
 
     Args:
         heard: utterances that were looked at.
-        means: s_u of all.
-        categories: of each utterance; may lack some, or all.
+        means: s_u of these.
+        groups: s_u of all utterances of each category; :data:`ALL` is none.
     """
     share: Dict[str, List[float]] = {}
     for x in heard:
@@ -176,18 +177,18 @@ def noise_that_outranks(
         for name, shares in share.items()
         if np.mean(shares) < (LITTLE_SPEECH if "noise" in name.lower() else NO_SPEECH)
     }
-    silent = [means[x.utt] for x in heard if x.speech.mean() < NO_SPEECH]
+    silent = [mean for x, mean in zip(heard, means) if x.speech.mean() < NO_SPEECH]
     spoken = [
-        means[x.utt]
-        for x in heard
+        mean
+        for x, mean in zip(heard, means)
         if x.speech.mean() >= NO_SPEECH and x.category not in noise
     ]
     if not spoken:
         return []
     lines = []
-    for name in sorted(noise):
-        mean = np.mean([y for utt, y in means.items() if categories.get(utt) == name] or 0)
-        if name in categories.values() and mean > np.mean(spoken):
+    for name in sorted(noise - {ALL}):
+        mean = groups[name].mean()
+        if mean > np.mean(spoken):
             lines.append(
                 f"the category {name}, which is noise, has a higher utterance confidence "
                 f"than speech: {mean:.3f} and {np.mean(spoken):.3f}"

@@ -1,7 +1,7 @@
 """Figures of a scored corpus."""
 
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -46,13 +46,10 @@ def plot_frames(heard: List[Heard], file: Path) -> Dict[str, float]:
 
 
 def plot_utterances(
-    means: Dict[str, float], categories: Dict[str, str], file: Path
-) -> Dict[str, List[float]]:
-    """Utterance confidence by condition; returns the values of each condition."""
-    groups: Dict[str, List[float]] = {}
-    for utt, mean in means.items():
-        groups.setdefault(categories.get(utt, "all"), []).append(mean)
-    groups = dict(sorted(groups.items(), key=lambda x: -np.mean(x[1])))
+    groups: Mapping[str, np.ndarray], file: Path
+) -> Dict[str, np.ndarray]:
+    """Utterance confidence by condition; returns the conditions, the surest one first."""
+    groups = dict(sorted(groups.items(), key=lambda x: -x[1].mean()))
     figure = Figure(figsize=(8, 0.6 * len(groups) + 1.5))
     axes = figure.subplots()
     axes.boxplot(

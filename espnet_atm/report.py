@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping
 
 import numpy as np
 
-from espnet_atm.corpus import Corpus, Settings, read_corpus, read_means
+from espnet_atm.corpus import Corpus, Means, Settings, read_corpus
 from espnet_atm.errors import UserError, read_text
 from espnet_atm.files import write_line
 from espnet_atm.guidance import (
@@ -69,12 +69,12 @@ def make_report(
     """
     settings, folder, output = corpus.settings, corpus.folder, page.parent
     conf = settings.conf
-    means = read_means(folder / "utt2confidence")
-    summary = read_summary(folder, settings.fs, len(means))
+    means = Means(corpus)
+    summary = read_summary(folder, settings.fs, len(means.values))
     heard = read_corpus(corpus, max_utterances)
     guidance = measure_guidance(heard, conf.masking())
-    weights = measure_weights(means.values(), conf.weight_sharpness)
-    outranking = noise_that_outranks(heard, means, corpus.categories)
+    weights = measure_weights(means.values, conf.weight_sharpness)
+    outranking = noise_that_outranks(heard, [means[x.utt] for x in heard], means.groups)
     gated = bool((read_scorer(folder) or {}).get("speech_gate"))
     lines = warn(guidance, weights, outranking, conf.masking(), gated)
     summary.update(
@@ -92,9 +92,9 @@ def make_report(
     )
     output.mkdir(parents=True, exist_ok=True)
     parts = [
-        *guidance_part(guidance, weights, lines, settings, len(means)),
-        *utterances_part(heard, means, corpus.categories, output),
-        *frames_part(heard, means, output),
+        *guidance_part(guidance, weights, lines, settings, len(means.values)),
+        *utterances_part(heard, means.groups, output),
+        *frames_part(heard, means.values, output),
         *masks_part(corpus, choose_examples(heard, num_examples), output),
     ]
     write_html(page, f"{TITLE} {folder.name}", parts)
@@ -244,17 +244,17 @@ def guidance_part(
 
 
 def utterances_part(
-    heard: List[Heard], means: Dict[str, float], categories: Dict[str, str], output: Path
+    heard: List[Heard], groups: Mapping[str, np.ndarray], output: Path
 ) -> List[str]:
     """How sure the scorer is of the utterances of each condition."""
     file = output / "utterance_confidence.png"
-    groups = plot_utterances(means, categories, file)
+    groups = plot_utterances(groups, file)
     shares: Dict[str, List[float]] = {}
     for x in heard:
         shares.setdefault(x.category, []).append(x.speech.mean())
     by_condition = [["condition", "utterances", "mean", "least", "most", "speech"]] + [
         [
-            *(name, str(len(x)), f"{np.mean(x):.3f}", f"{min(x):.3f}", f"{max(x):.3f}"),
+            *(name, str(len(x)), f"{x.mean():.3f}", f"{x.min():.3f}", f"{x.max():.3f}"),
             f"{100 * np.mean(shares[name]):.0f} %" if name in shares else "",
         ]
         for name, x in groups.items()
@@ -270,7 +270,7 @@ def utterances_part(
     ]
 
 
-def frames_part(heard: List[Heard], means: Dict[str, float], output: Path) -> List[str]:
+def frames_part(heard: List[Heard], means: np.ndarray, output: Path) -> List[str]:
     """How sure it is of frames, of speech and others."""
     file = output / "frame_confidence.png"
     rows = [["", ""], ["utterances scored", str(len(means))]]
@@ -278,7 +278,7 @@ def frames_part(heard: List[Heard], means: Dict[str, float], output: Path) -> Li
         [name, f"{value:.3f}" if isinstance(value, float) else str(value)]
         for name, value in plot_frames(heard, file).items()
     ]
-    deciles = np.percentile(list(means.values()), range(10, 100, 10))
+    deciles = np.percentile(means, range(10, 100, 10))
     rows.append(
         ["deciles of utterance confidence", " ".join(f"{x:.3f}" for x in deciles)]
     )

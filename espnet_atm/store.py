@@ -1,6 +1,7 @@
 """The crash-safe store of scores: what is there is whole, and of one scorer."""
 
 import fcntl
+import functools
 import io
 import itertools
 import json
@@ -266,18 +267,23 @@ class ScoreWriter:
     def _name_the_ark(self) -> None:
         """Let the scp name the ark where it is by now, in a folder that was moved."""
         ark = str(self.dir / "confidence.ark")
-        places = {ark: True}
-        self.scp.seek(0)
-        rows = []
-        for line in self.scp:
-            utt, source = line.decode().split(maxsplit=1)
-            path, _, offset = source.rstrip().rpartition(":")
-            if path not in places:
-                places[path] = os.path.exists(path) and os.path.samefile(path, ark)
-            rows.append((utt, f"{path if places[path] else ark}:{offset}"))
-        if not all(places.values()):
-            logging.info(f"{self.scp.name}: names another place of the ark: mended")
-            self.scp = self._rewrite(self.scp, rows)
+
+        @functools.cache
+        def is_here(path: str) -> bool:
+            return path == ark or os.path.exists(path) and os.path.samefile(path, ark)
+
+        def rows() -> Iterator[Tuple[str, str, str]]:
+            self.scp.seek(0)
+            for line in self.scp:
+                utt, source = line.decode().split(maxsplit=1)
+                path, _, offset = source.rstrip().rpartition(":")
+                yield utt, path, offset
+
+        if all(is_here(path) for _, path, _ in rows()):
+            return
+        logging.info(f"{self.scp.name}: names another place of the ark: mended")
+        mended = ((u, f"{p if is_here(p) else ark}:{offset}") for u, p, offset in rows())
+        self.scp = self._rewrite(self.scp, mended)
 
     def _rewrite(self, file: BinaryIO, rows: Iterable[Sequence[str]]) -> BinaryIO:
         """Exchange a file's lines, all at once; returns it open at its end."""

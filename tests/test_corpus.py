@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from conftest import CNN, SSL_CONFIG
 
 from espnet_atm.confidence import smooth_confidence
 from espnet_atm.config import SSLConf
-from espnet_atm.corpus import Corpus, Settings, read_corpus
+from espnet_atm.corpus import Corpus, Means, Settings, read_corpus
 from espnet_atm.errors import UserError
 from espnet_atm.task import ATMSSLTask, encoder_grid
 
@@ -93,3 +95,56 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, conf, message):
     (tmp_path / "train.yaml").write_text(yaml.safe_dump({**SSL_CONFIG, "ssl_conf": conf}))
     with pytest.raises(UserError, match=message):
         Settings.read(str(tmp_path / "train.yaml"))
+
+
+def means_of(scored, utt2category=None) -> Means:
+    return Means(Corpus(scored / "scores", scored / "wav.scp", PLAIN, utt2category))
+
+
+def test_every_utterance_has_its_confidence_and_condition(scored):
+    """Whatever the order of the lists, and whoever is missing in one."""
+    lines = (scored / "scores/utt2confidence").read_text().splitlines()
+    expected = {utt: float(text) for utt, text in map(str.split, lines)}
+    categories = dict(map(str.split, (scored / "utt2category").open()))
+    del categories["noise-1"], categories["clean-0"]
+    rows = [f"{utt} {name}\n" for utt, name in categories.items()]
+    for more in (rows, sorted(rows), rows[::-1]):
+        (scored / "utt2category").write_text("other one of two words\n" + "".join(more))
+        means = means_of(scored, scored / "utt2category")
+        assert means.values.tolist() == list(expected.values())
+        assert {name: x.tolist() for name, x in means.groups.items()} == {
+            name: [y for utt, y in expected.items() if categories.get(utt, "all") == name]
+            for name in ("all", *dict.fromkeys(categories.values()))
+        }
+        assert all(means[utt] == x for utt, x in expected.items())
+    assert list(means_of(scored).groups) == ["all"]
+
+
+@pytest.mark.parametrize("text", ["1.01", "-0.1", "nan", "inf", "x", "0.5 0.5"])
+def test_what_is_no_confidence_is_refused(scored, text):
+    file = scored / "scores/utt2confidence"
+    first, second, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([first, f"{second.split()[0]} {text}", *rest]))
+    message = f"{file}: {second.split()[0]}: {text!r} is not in [0, 1]"
+    with pytest.raises(UserError, match=re.escape(message)):
+        means_of(scored)
+
+
+def test_a_track_without_confidence_is_refused(scored):
+    file = scored / "scores/utt2confidence"
+    file.write_text("".join(file.read_text().splitlines(True)[1:]))
+    with pytest.raises(UserError, match="utt2confidence: has no line of clean-0"):
+        means_of(scored)["clean-0"]
+
+
+def test_an_even_selection(scored):
+    """Five of fifteen, each as it is by itself."""
+    corpus = Corpus(scored / "scores", scored / "wav.scp", PLAIN, scored / "utt2category")
+    utts = list(corpus.tracks)
+    found = read_corpus(corpus, 5)
+    assert [x.utt for x in found] == utts[::3] and len(utts) == 15
+    for x in found:
+        for a, b in zip(x, corpus.hear(x.utt)):
+            assert np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype
+    assert [x.utt for x in read_corpus(corpus, 1)] == utts[:1]
+    assert len(read_corpus(corpus, 1000)) == 15

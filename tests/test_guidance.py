@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from espnet_atm.guidance import (
+    ALL,
     Guidance,
     Heard,
     as_text,
@@ -114,6 +115,15 @@ def test_weights_by_hand():
 CATEGORIES = {"a": "clean", "b": "purenoise", "c": "clean"}
 
 
+def outranking(some, means, categories) -> list:
+    """Of utterances that have all been looked at."""
+    groups = {}
+    for utt, mean in means.items():
+        groups.setdefault(categories.get(utt, ALL), []).append(mean)
+    groups = {name: np.array(x) for name, x in groups.items()}
+    return noise_that_outranks(some, [means[x.utt] for x in some], groups)
+
+
 def group(**more) -> list:
     """Two utterances of speech and one of noise."""
     categories = {**CATEGORIES, **more}
@@ -127,7 +137,7 @@ def group(**more) -> list:
 )
 def test_noise_that_outranks_speech(noise, told):
     means = {"a": 0.8, "b": noise, "c": 0.7}
-    lines = noise_that_outranks(group(), means, CATEGORIES)
+    lines = outranking(group(), means, CATEGORIES)
     assert bool(lines) == told
     if told:
         assert "the category purenoise, which is noise, has" in lines[0]
@@ -135,10 +145,8 @@ def test_noise_that_outranks_speech(noise, told):
     # Without categories, or under another name, silero-vad tells.
     for categories in ({}, {**CATEGORIES, "b": "street"}):
         some = [x._replace(category=categories.get(x.utt, "all")) for x in group()]
-        assert bool(noise_that_outranks(some, means, categories)) == told
-    lines = noise_that_outranks(
-        [x._replace(category="all") for x in group()], means, {}
-    )
+        assert bool(outranking(some, means, categories)) == told
+    lines = outranking([x._replace(category="all") for x in group()], means, {})
     assert not told or "1 of 3 utterances without speech" in lines[0]
 
 
@@ -146,9 +154,9 @@ def test_noisy_speech_may_outrank_clean_speech():
     """A category that is called noise and is heard as speech is none."""
     categories = {"a": "clean", "b": "clean", "c": "noise"}
     some = [heard(np.ones(10), True, utt, category) for utt, category in categories.items()]
-    assert not noise_that_outranks(some, {"a": 0.5, "b": 0.5, "c": 0.9}, categories)
+    assert not outranking(some, {"a": 0.5, "b": 0.5, "c": 0.9}, categories)
     mostly_silent = [*some[:2], heard(np.ones(10), [1] * 3 + [0] * 7, "c", "Noise 1")]
-    lines = noise_that_outranks(
+    lines = outranking(
         mostly_silent, {"a": 0.5, "b": 0.5, "c": 0.9}, {**categories, "c": "Noise 1"}
     )
     assert "the category Noise 1" in lines[0]
@@ -156,7 +164,7 @@ def test_noisy_speech_may_outrank_clean_speech():
 
 def test_noise_alone_outranks_nothing():
     some = [heard(np.ones(10), False, "a", "noise")]
-    assert not noise_that_outranks(some, {"a": 0.9}, {"a": "noise"})
+    assert not outranking(some, {"a": 0.9}, {"a": "noise"})
 
 
 def guidance(sd, share, random_share=0.2) -> Guidance:

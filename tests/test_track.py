@@ -145,6 +145,15 @@ def test_an_id_that_ends_like_another(tmp_path):
     np.testing.assert_allclose(TrackReader(scp)["11"], tracks["11"], atol=1 / 255)
 
 
+@pytest.mark.parametrize("name", ["confidence.scp", "utt2confidence", "utt2audio"])
+def test_lists_may_be_of_another_order(folder, tracks, name):
+    file = folder / name
+    file.write_text("".join(file.read_text().splitlines(True)[::-1]))
+    reader = TrackReader(folder / "confidence.scp")
+    for utt in reader:
+        assert np.abs(reader[utt] - tracks[utt]).max() < 0.01
+
+
 @pytest.mark.parametrize("name", ["utt2audio", "utt2confidence"])
 def test_exchanged_lines_beside_the_tracks_are_refused(folder, name):
     file = folder / name
