@@ -15,7 +15,6 @@ from pathlib import Path
 import soundfile
 from cuts import lines_of
 
-from espnet_atm.audio import read_audio
 from espnet_atm.errors import UserError, one_line_errors
 from espnet_atm.files import whole_file
 
@@ -76,6 +75,8 @@ def fault(source: str) -> str | None:
     Raises:
         UserError: when nothing is there: a disk, say, or a program.
     """
+    from espnet_atm.audio import read_audio  # takes seconds, and mostly nothing is bad
+
     if not source.endswith("|") and not os.path.exists(source):
         raise UserError(
             f"{source}: no such file, or in an archive, which ESPnet's script cannot read"
