@@ -49,7 +49,7 @@ def data(request, tmp_path):
         soundfile.write(file, noise, rate)
         lines.append(f"r{number} " + (f"cat {file} |" if number == 0 else str(file)))
         segments += [f"r{number}-{x} r{number} 0.{x} 0.9" for x in range(3)]
-    (folder / "wav.scp").write_text("\n".join(lines) + "\n")
+    (folder / "wav.scp").write_text("\n".join(lines))  # the last has no end
     if request.param == "segments":
         (folder / "segments").write_text("\n".join(segments) + "\n")
     return folder
@@ -103,6 +103,11 @@ def test_what_cannot_be_read(data, tmp_path):
         assert f"1 of 4 utterances of {data}/wav.scp cannot be read" in done.stderr
         assert f"the first: r2 {file}: is cut off or damaged" in done.stderr
         assert not (found / "wav.scp").exists()
+        options = ("--without_bad", "true", "--hours", "0.0001")
+        done = run(data, tmp_path / "shards", *options)  # nothing of the third is left
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert list(rows(tmp_path / "shards/wav.scp")) == ["r0", "r1", "r3"]
+        assert list(rows(tmp_path / "shards/lost")) == ["r2"]
         return
     done = run(data, found, "--without_bad", "true")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -572,20 +572,21 @@ asr_sh() {
 
 # ========================== Data ==========================
 
-# What each step depends on. A set's checksum is in "sums" once stages 1 and 2 are over: the
-# files may be large, and are asked for by many steps.
-declare -A sums
-sum_of() {
-    local file
-    for file in wav.scp segments text utt2spk; do
-        [ ! -e "data/$1/${file}" ] || { echo "${file}"; cat "data/$1/${file}"; }
-    done | md5sum
-}
+# What each step depends on. After stages 1 and 2 it is in "keys": the files may be large, and
+# many steps ask for it.
+declare -A keys
 sets_key() {
+    if [ -n "${keys[$*]:-}" ]; then
+        echo "${keys[$*]}"
+        return
+    fi
     make_key "${fs} ${audio_format} ${min_wav_duration} ${max_wav_duration}" \
         "$(for dset in "$@"; do
-            echo "${dset} ${sums[${dset}]:-$(sum_of "${dset}")}"
-        done)"
+            echo "${dset}"
+            for file in wav.scp segments text utt2spk; do
+                [ ! -e "data/${dset}/${file}" ] || cat "data/${dset}/${file}"
+            done
+        done | md5sum)"
 }
 # The corpora themselves are not looked at: where files were added, remove data/.steps.
 data_key() {
@@ -726,8 +727,9 @@ for dset in ${labelled_sets}; do
     [ -s "data/${dset}/text" ] || die "data/${dset}/text is missing or empty"
 done
 
-for dset in ${unlabelled_sets} ${labelled_sets}; do
-    sums[${dset}]=$(sum_of "${dset}")
+for name in "${unlabelled_sets}" ${unlabelled_sets} ${labelled_sets}; do
+    # shellcheck disable=SC2086
+    keys[${name}]=$(sets_key ${name})
 done
 # What utterances of a pool say is not looked at: in dump/, a set that is labelled too is
 # another set as a pool.
@@ -817,9 +819,11 @@ format_set() {
         ! "${write_segments}" || cuts=${to}/cuts written=true
         if why=$(python3 local/cuts.py make --fs "${sampling_rate}" --nj "${nj}" \
             "data/${dset}" "${cuts}"); then
-            "${written}" || log "${dumped}: $(wc -l < "${to}/wav.scp") cuts into the recordings;" \
-                "no audio is written"
-            ! "${written}" || write_audio
+            if "${written}"; then
+                write_audio
+            else
+                log "${dumped}: $(wc -l < "${to}/wav.scp") cuts into the recordings; no audio is written"
+            fi
             return
         elif [ $? -ne 3 ]; then
             exit 1
@@ -840,7 +844,7 @@ format_set() {
     [ ! -s "${to}/lost" ] || utils/fix_data_dir.sh "${to}"
     tell_lost
 }
-# write_audio: of the cuts in ${to}/cuts. What is there is not written again.
+# write_audio: of format_set's cuts. What is there is not written again.
 write_audio() {
     log "${dumped}: writing $(wc -l < "${cuts}/wav.scp") segments... log: '${to}/logs/write.*.log'"
     opts=(--audio_format "${audio_format}" --jobs "${nj}" "${cuts}" "${to}")

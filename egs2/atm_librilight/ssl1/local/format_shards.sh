@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ESPnet's format_wav_scp.sh in shards, each of which is done once: a kill loses the one at work.
+# ESPnet's format_wav_scp.sh in shards, each done once: a kill loses the one at work.
 set -e
 set -u
 set -o pipefail
@@ -32,7 +32,7 @@ dir=$2
 table=${segments:-${wav_scp}}
 shards=${dir}/shards
 mkdir -p "${shards}"
-total=$(wc -l < "${table}")
+total=$(grep -c '' "${table}")  # also a last line without an end
 
 # format_shard: shard n, which is the lines of ${own}/list.
 format_shard() {
@@ -50,7 +50,7 @@ find_bad() {
     ${cmd} JOB=1:"${jobs}" "${logs}/check.JOB.log" \
         python3 local/shards.py check ${segments:+--wav_scp "${wav_scp}"} \
             "${list}" "${logs}/bad.JOB" \
-        || { tail -n 3 "${logs}"/check.*.log 1>&2; exit 1; }
+        || { cat "${own}/log"; tail -n 3 "${logs}"/check.*.log; exit 1; } 1>&2
     for i in $(seq "${jobs}"); do
         cat "${logs}/bad.${i}"
     done > "${own}/bad"
@@ -68,8 +68,8 @@ while [ "${taken}" -lt "${total}" ]; do
     n=$((n + 1))
     own=${shards}/${n}
     # What a shard consists of stays, whatever the options of the next run.
-    [ -s "${own}.list" ] || python3 local/shards.py next --skip "${taken}" \
-        --jobs "${nj}" --hours "${hours}" ${segments:+--wav_scp "${wav_scp}"} "${table}" "${own}.list"
+    [ -s "${own}.list" ] || python3 local/shards.py next --skip "${taken}" --jobs "${nj}" \
+        --hours "${hours}" ${segments:+--wav_scp "${wav_scp}"} "${table}" "${own}.list"
     lines=$(wc -l < "${own}.list")
     taken=$((taken + lines))
     [ ! -e "${own}.done" ] || continue
@@ -84,13 +84,15 @@ while [ "${taken}" -lt "${total}" ]; do
     if ! format_shard; then
         find_bad
         bad=$(wc -l < "${own}/bad")
-        if [ "${bad}" -eq 0 ]; then
-            cat "${own}/log"
-            exit 1
-        fi
+        [ "${bad}" -gt 0 ] || { cat "${own}/log" 1>&2; exit 1; }
         "${without_bad}" || too_bad "${own}/bad" "${lines}"
         utils/filter_scp.pl --exclude "${own}/bad" "${own}.list" > "${own}/list"
-        format_shard || { cat "${own}/log"; exit 1; }
+        if [ ! -s "${own}/list" ]; then
+            : | tee "${own}/wav.scp" > "${own}/utt2num_samples"
+        elif ! format_shard; then
+            cat "${own}/log" 1>&2
+            exit 1
+        fi
     fi
     : > "${own}.done"
     [ "${lines}" -eq "${total}" ] || log "${table}: ${taken} of ${total} done"

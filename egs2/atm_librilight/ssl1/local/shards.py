@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import soundfile
 from cuts import lines_of
@@ -21,16 +22,27 @@ from espnet_atm.files import whole_file
 UNKNOWN = 120  # seconds, of what a command writes: they cost time to start, too
 
 
-def sources(table: Path, wav_scp: Path | None) -> Iterator[tuple[str, str, str]]:
-    """Each line, its utterance, and what to read for it; "" if that is not known.
+class Line(NamedTuple):
+    """What is in a table, and what to read for it; "" if that is not known."""
+
+    number: int  # from 1
+    text: str
+    utt: str
+    source: str
+
+
+def lines_of_table(table: Path, wav_scp: Path | None, skip: int = 0) -> Iterator[Line]:
+    """The lines after the first ``skip``.
 
     Args:
         table: a wav.scp, or segments if there is a wav.scp to look them up in.
     """
     recordings = dict(lines_of(wav_scp)) if wav_scp else {}
-    for utt, rest in lines_of(table):
-        source = recordings.get(rest.split()[0], "") if wav_scp else rest.strip()
-        yield f"{utt} {rest}\n", utt, source
+    with open(table, encoding="utf-8") as f:
+        for number, line in itertools.islice(enumerate(f, 1), skip, None):
+            utt, rest = line.split(maxsplit=1)
+            source = recordings.get(rest.split()[0], "") if wav_scp else rest.strip()
+            yield Line(number, f"{utt} {rest.strip()}", utt, source)
 
 
 def seconds_of(source: str) -> float:
@@ -50,22 +62,21 @@ def next_lines(table: Path, wav_scp: Path | None, skip: int, seconds: float) -> 
         UserError: naming file and line, on a segment that is none.
     """
     lines, total, before = [], 0.0, None
-    rows = enumerate(sources(table, wav_scp), 1)
-    for number, (line, _, source) in itertools.islice(rows, skip, None):
-        if source != before:
-            total += seconds_of(source)
-            before = source
+    for line in lines_of_table(table, wav_scp, skip):
+        if line.source != before:
+            before = line.source
+            total += seconds_of(before)
         if wav_scp:
             try:
-                _, _, start, end = line.split()
+                _, _, start, end = line.text.split()
                 total += max(float(end) - float(start), 0)
             except ValueError:
                 raise UserError(
-                    f"{table}:{number}: {line.strip()}: is no recording and two times"
+                    f"{table}:{line.number}: {line.text}: is no recording and two times"
                 ) from None
         if lines and total > seconds:
             break
-        lines.append(line)
+        lines.append(f"{line.text}\n")
     return lines
 
 
@@ -100,14 +111,15 @@ def check(table: Path, wav_scp: Path | None) -> dict[str, str]:
         UserError: naming one of which nothing is there.
     """
     found, before, why = {}, None, None
-    for _, utt, source in sources(table, wav_scp):
-        if source != before:
+    for line in lines_of_table(table, wav_scp):
+        if line.source != before:
+            before = line.source
             try:
-                before, why = source, fault(source)
+                why = fault(before)
             except UserError as e:
-                raise UserError(f"{table}: {utt}: {e}") from None
+                raise UserError(f"{table}: {line.utt}: {e}") from None
         if why:
-            found[utt] = why
+            found[line.utt] = why
     return found
 
 
