@@ -7,8 +7,8 @@ half an hour, which are links to one, and segments of 57 s. Then measures, each 
 of its own:
 
 - cuts: ``local/cuts.py``, from segments to the data directory that scoring and training
-  read; beside it ESPnet's ``format_wav_scp.sh`` on a few of the segments, by its cost for
-  each;
+  read; beside it ESPnet's ``format_wav_scp.sh`` on a few of the segments, and
+  ``local/cuts.py`` where it writes audio too, by their cost for each;
 - lists: one of training's lists in a process, as it is opened and after an utterance in
   38 was looked up, beside ESPnet's own type ``text``: CPU seconds, and MiB more than
   before;
@@ -147,6 +147,18 @@ def measure_stock(folder: Path, utterances: int, some: int) -> None:
         f"{disk / some / 1000:.0f} kB a segment (of {some}); {utterances} of them "
         f"{cpu / some * utterances:.0f} CPU s and {disk / some * utterances / 1e9:.0f} GB"
     )
+
+
+def measure_write(folder: Path, some: int) -> None:
+    """The audio of the first cuts, as --write_segments true has it."""
+    few, cuts, cpu = folder / "few", [sys.executable, RECIPE / "local/cuts.py"], 0
+    few.joinpath("utt2spk").write_text(
+        "".join(f"{line.split()[0]} x\n" for line in open(few / "segments"))
+    )
+    run([*cuts, "make", "--fs", RATE, few, folder / "few_cuts"])
+    for what in ("write", "join"):
+        cpu += run([*cuts, what, folder / "few_cuts", folder / "written"])[0]
+    print(f"  local/cuts.py, audio written: {1000 * cpu / some:.0f} CPU ms a segment")
 
 
 MEMORY = """
@@ -491,6 +503,7 @@ def main(cmd=None) -> None:
         print(f"{args.utterances} utterances, {args.nj} jobs")
         measure_cuts(folder, args.nj)
         measure_stock(folder, args.utterances, args.stock)
+        measure_write(folder, args.stock)
         measure_lists(folder)
         measure_batches(folder)
         measure_training(folder, args.utterances, args.read)

@@ -1,6 +1,9 @@
 """local/cuts.py: a pool without a second copy of its audio."""
 
+import os
 import subprocess
+import sys
+import time
 
 import cuts
 import kaldiio
@@ -46,14 +49,20 @@ def rows(file) -> dict:
     return dict(line.split(maxsplit=1) for line in file.read_text().splitlines())
 
 
-def test_the_samples_that_espnet_writes(data, tmp_path):
-    cuts.main(["make", "--fs", str(RATE), "--nj", "2", str(data), str(tmp_path / "cuts")])
+def espnet(data, tmp_path):
+    """What ESPnet's script makes of the data."""
     command = ["scripts/audio/format_wav_scp.sh", "--nj", "2", "--audio-format", "flac"]
     command += ["--fs", "16k", "--segments", data / "segments", data / "wav.scp"]
     env = ". ./path.sh; . ./cmd.sh; exec " + " ".join(map(str, [*command, tmp_path / "stock"]))
     done = subprocess.run(["bash", "-c", env], cwd=RECIPE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    stock, found = rows(tmp_path / "stock/wav.scp"), rows(tmp_path / "cuts/wav.scp")
+    return tmp_path / "stock"
+
+
+def test_the_samples_that_espnet_writes(data, tmp_path):
+    cuts.main(["make", "--fs", str(RATE), "--nj", "2", str(data), str(tmp_path / "cuts")])
+    stock = rows(espnet(data, tmp_path) / "wav.scp")
+    found = rows(tmp_path / "cuts/wav.scp")
     assert list(found) == list(stock) and len(found) == 200
     for utt, source in found.items():
         expected, _ = soundfile.read(stock[utt], dtype="float32")
@@ -151,37 +160,145 @@ def test_a_recording_that_cannot_be_read(data, tmp_path):
         cuts.main(["make", "--fs", str(RATE), str(data), str(tmp_path / "cuts")])
 
 
-def test_written_for_who_cannot_read_cuts(data, tmp_path):
-    """Of a recording that is damaged in the middle, what is not over the damage."""
+def damage(file, percent=0.1) -> None:
+    """Overwrite some bytes in the middle."""
+    whole = bytearray(file.read_bytes())
+    size = int(len(whole) * percent / 100)
+    middle = (len(whole) - size) // 2
+    whole[middle : middle + size] = bytes(size)
+    file.write_bytes(whole)
+
+
+def write(folder, jobs=2, start=subprocess.run) -> list:
+    """Write the audio of folder/cuts to folder/written, a process for each part."""
+    return [
+        start(
+            [sys.executable, RECIPE / "local/cuts.py", "write", "--job", str(job)]
+            + ["--jobs", str(jobs), folder / "cuts", folder / "written"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for job in range(1, jobs + 1)
+    ]
+
+
+def join(folder, jobs=2) -> None:
+    folders = str(folder / "cuts"), str(folder / "written")
+    cuts.main(["join", "--jobs", str(jobs), *folders])
+
+
+def times(folder) -> dict:
+    return {x: x.stat().st_mtime_ns for x in folder.rglob("*.flac")}
+
+
+def test_the_audio_that_espnet_writes(data, tmp_path):
+    """Also of samples that 32 bits do not hold."""
+    noise = 0.1 * np.random.default_rng(1).standard_normal(40 * RATE)
+    soundfile.write(tmp_path / "2-y.flac", noise, RATE, "DOUBLE", format="WAV")
+    cuts.main(["make", "--fs", str(RATE), str(data), str(tmp_path / "cuts")])
+    assert all(x.returncode == 0 for x in write(tmp_path, jobs=3))
+    join(tmp_path, jobs=3)
+    stock, found = rows(espnet(data, tmp_path) / "wav.scp"), tmp_path / "written"
+    written = rows(found / "wav.scp")
+    assert list(written) == list(stock) and len(written) == 200
+    for utt, name in written.items():
+        expected, _ = soundfile.read(stock[utt], dtype="int16")
+        assert np.array_equal(soundfile.read(name, dtype="int16")[0], expected), utt
+    for name in ("utt2num_samples", "utt2spk", "spk2utt", "text", "feats_type"):
+        assert (found / name).read_bytes() == (tmp_path / "cuts" / name).read_bytes()
+    assert (found / "utt2num_samples").read_bytes() == (
+        tmp_path / "stock/utt2num_samples"
+    ).read_bytes()
+    assert (found / "lost").read_text() == ""
+    command = ["select", "--least", "1", "--most", "9" * 9]
+    cuts.main([*command, str(found), str(tmp_path / "x")])
+    assert rows(tmp_path / "x/wav.scp") == written
+
+
+def test_files_are_in_subfolders(data, tmp_path, monkeypatch):
+    cuts.main(["make", "--fs", str(RATE), str(data), str(tmp_path / "cuts")])
+    monkeypatch.setattr(cuts, "FOLDER_BYTES", 1000)
+    table = tmp_path / "cuts/wav.scp"
+    whole = list(cuts.cuts_with_files(table, tmp_path / "audio", "flac"))
+    assert [(utt, source) for utt, source, _ in whole] == list(rows(table).items())
+    folders = [file.parent for *_, file in whole]
+    assert max(map(folders.count, folders)) < 30
+    assert len({file for *_, file in whole}) == len(whole)
+    for jobs in (2, 7, 500):
+        parts = [
+            list(cuts.cuts_with_files(table, tmp_path / "audio", "flac", (job, jobs)))
+            for job in range(1, jobs + 1)
+        ]
+        assert [x for part in parts for x in part] == whole
+
+
+def test_a_killed_writer_is_gone_on_from(data, tmp_path):
     cuts.main(["make", "--fs", str(RATE), str(data), str(tmp_path / "cuts")])
     expected = {
         utt: read_audio(source)[0]
         for utt, source in rows(tmp_path / "cuts/wav.scp").items()
     }
-    file = tmp_path / "2-y.flac"
-    whole = bytearray(file.read_bytes())
-    middle = len(whole) // 2
-    whole[middle : middle + 2000] = bytes(2000)
-    file.write_bytes(whole)
-    command = ["write", "--nj", "2", str(tmp_path / "cuts"), str(tmp_path / "written")]
-    with pytest.raises(UserError, match="2-y-01..: .*2-y.flac:.* cut off or damaged"):
-        cuts.main(command)
-    assert not (tmp_path / "written/wav.scp").exists()
-    before = {x: x.stat().st_mtime_ns for x in (tmp_path / "written").rglob("*.flac")}
-    assert before
-    lines = []
-    for line in (tmp_path / "cuts/wav.scp").read_text().splitlines():
-        try:
-            read_audio(line.split()[1])
-            lines.append(line)
-        except ValueError:
-            pass
-    assert 180 < len(lines) < 200
-    (tmp_path / "cuts/wav.scp").write_text("\n".join(lines) + "\n")
-    cuts.main(command)
+    recording = tmp_path / "2-y.flac"
+    audio = recording.read_bytes()
+    recording.unlink()
+    os.mkfifo(recording)  # where writers wait
+    writers = write(tmp_path, start=subprocess.Popen)
+    while len(times(tmp_path / "written")) < 20:
+        time.sleep(0.001)
+    for writer in writers:
+        writer.kill()
+        writer.communicate()
+    recording.unlink()
+    recording.write_bytes(audio)
+    there = times(tmp_path / "written")
+    assert 20 <= len(there) <= 100
+    done = write(tmp_path, jobs=3)  # other parts
+    assert sum(int(x.stderr.split()[-5]) for x in done) == len(there)
+    join(tmp_path, jobs=3)
+    assert there.items() <= times(tmp_path / "written").items()
     written = rows(tmp_path / "written/wav.scp")
-    assert len(written) == len(lines)
+    assert written.keys() == expected.keys()
     for utt, name in written.items():
         assert np.array_equal(soundfile.read(name, dtype="float32")[0], expected[utt])
-    there = {x: x.stat().st_mtime_ns for x in before}
-    assert there == before
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_damage_costs_the_segments_over_it(data, tmp_path):
+    cuts.main(["make", "--fs", str(RATE), str(data), str(tmp_path / "cuts")])
+    sources = rows(tmp_path / "cuts/wav.scp")
+    expected = {utt: read_audio(source)[0] for utt, source in sources.items()}
+    damage(tmp_path / "2-y.flac")
+    bad = []
+    for utt, source in sources.items():
+        try:
+            read_audio(source)
+        except ValueError:
+            bad.append(utt)
+    assert 0 < len(bad) < 20
+    done = write(tmp_path)
+    assert [x.returncode for x in done] == [0, 0]
+    assert all(f"{utt} {sources[utt]}: is damaged" in done[1].stderr for utt in bad)
+    join(tmp_path)
+    lost = rows(tmp_path / "written/lost")
+    assert list(lost) == bad and all("2-y.flac" in x for x in lost.values())
+    for name in ("wav.scp", "utt2num_samples", "utt2spk", "text"):
+        found = rows(tmp_path / "written" / name)
+        assert list(found) == [x for x in sources if x not in bad], name
+    spk2utt = rows(tmp_path / "written/spk2utt")
+    assert not set(bad) & {x for line in spk2utt.values() for x in line.split()}
+    for utt, name in rows(tmp_path / "written/wav.scp").items():
+        assert np.array_equal(soundfile.read(name, dtype="float32")[0], expected[utt])
+
+
+def test_what_is_not_there_is_no_damage(data, tmp_path):
+    cuts.main(["make", "--fs", str(RATE), str(data), str(tmp_path / "cuts")])
+    for file in tmp_path.glob("*.flac"):
+        damage(file, 80)
+    assert [x.returncode for x in write(tmp_path)] == [0, 0]
+    with pytest.raises(UserError, match=r"1\d\d of 200 cuts cannot be read, .* is damaged"):
+        join(tmp_path)
+    assert not (tmp_path / "written/wav.scp").exists()
+    (tmp_path / "2-y.flac").unlink()
+    one, two = write(tmp_path)
+    assert one.returncode == 0 and two.returncode == 1
+    assert "2-y.flac: cannot be opened any more" in two.stderr

@@ -172,6 +172,8 @@ Options:
                        # iteration: folder or .pth of a run, and the layer from 1 (default: MFCC).
     --write_segments   # true: write the pool's segments as files of their own, e.g. for a slow
                        # network disk, not as cuts into the recordings (default: false).
+                       # Segments over damage in a recording are left out, and named; as
+                       # cuts, stage 6 names them.
     --nj               # Jobs at a time (default: ${nj}, the cores there are).
     --ngpu, --num_nodes, --dumpdir, --expdir, --token_type, --nbpe, --fs  # As in ESPnet.
 EOF
@@ -592,8 +594,14 @@ asr_sh() {
 
 # ========================== Data ==========================
 
-# What each step depends on.
+# What each step depends on. After stages 1 and 2 it is in "keys": the files may be large, and
+# many steps ask for it.
+declare -A keys
 sets_key() {
+    if [ -n "${keys[$*]:-}" ]; then
+        echo "${keys[$*]}"
+        return
+    fi
     make_key "${fs} ${audio_format} ${min_wav_duration} ${max_wav_duration}" \
         "$(for dset in "$@"; do
             echo "${dset}"
@@ -606,7 +614,7 @@ sets_key() {
 data_key() {
     make_key "${corpus} ${size} ${local_data_opts}" "$(cat db.sh)" \
         "$(find local/ -name '*.py' -o -name '*.sh' | sort \
-            | grep -vE '/(path|paper|results|make_|find_scorer|cuts|subset_by|check_|run_once|follow_|options|parse_|score_)' | xargs cat)"
+            | grep -vE '/(path|paper|results|make_|find_scorer|cuts|shards|format_shards|subset_by|check_|run_once|follow_|options|parse_|score_)' | xargs cat)"
 }
 # prepare_once NAME KEY SETS FUNCTION: run_once in data/, and again if a set is not there.
 prepare_once() {
@@ -741,6 +749,10 @@ for dset in ${labelled_sets}; do
     [ -s "data/${dset}/text" ] || die "data/${dset}/text is missing or empty"
 done
 
+for name in "${unlabelled_sets}" ${unlabelled_sets} ${labelled_sets}; do
+    # shellcheck disable=SC2086
+    keys[${name}]=$(sets_key ${name})
+done
 # What utterances of a pool say is not looked at: in dump/, a set that is labelled too is
 # another set as a pool.
 # shellcheck disable=SC2086
@@ -815,34 +827,66 @@ is_cuts() { head -n 1 "$1/wav.scp" | grep -qE ':[0-9]+:[0-9]+$'; }
 # These two do for one set what ssl.sh and asr.sh do for a training and a validation set in
 # their stages 3 and 4: the same set may be shared by runs that pair it with another.
 format_set() {
-    local to=${data_feats}/org/${dumped} opts=() no_text= why
-    # As cuts, one reads the recordings where they are.
-    if [ "${role}" = pool ] && ! "${write_segments}"; then
+    local to=${data_feats}/org/${dumped} opts=() no_text= why cuts written=false
+    [ "${role}" != test ] || to=${data_feats}/${dumped}
+    # What a killed run has left is gone on from, if it is of the same data.
+    if [ "$(cat "${to}/.key" 2> /dev/null)" != "$(set_key)" ]; then
+        rm -rf "${to}"/{audio,data,lost,shards}
+        mkdir -p "${to}"
+        set_key > "${to}/.key"
+    fi
+    # As cuts, one reads the recordings where they are. Archives are written by ESPnet alone.
+    if [ "${role}" = pool ] && ! { "${write_segments}" && [[ ${audio_format} = *ark ]]; }; then
+        cuts=${to}
+        ! "${write_segments}" || cuts=${to}/cuts written=true
         if why=$(python3 local/cuts.py make --fs "${sampling_rate}" --nj "${nj}" \
-            "data/${dset}" "${to}"); then
-            log "${dumped}: $(wc -l < "${to}/wav.scp") cuts into the recordings; no audio is written"
+            "data/${dset}" "${cuts}"); then
+            if "${written}"; then
+                write_audio
+            else
+                log "${dumped}: $(wc -l < "${to}/wav.scp") cuts into the recordings; no audio is written"
+            fi
             return
         elif [ $? -ne 3 ]; then
             exit 1
         fi
         log "${why}"
     fi
-    [ "${role}" != test ] || to=${data_feats}/${dumped}
     [ "${role}" != pool ] || no_text=" --no-text"
     utils/copy_data_dir.sh --validate_opts "--non-print${no_text}" "data/${dset}" "${to}"
     rm -f "${to}"/{segments,wav.scp,reco2file_and_channel,reco2dur}
     [ ! -e "data/${dset}/segments" ] || opts=(--segments "data/${dset}/segments")
-    scripts/audio/format_wav_scp.sh --nj "${nj}" --cmd "${train_cmd}" \
-        --audio-format "${audio_format}" --fs "${fs}" ${opts[@]+"${opts[@]}"} \
-        "data/${dset}/wav.scp" "${to}"
+    [ "${role}" != pool ] || opts+=(--without_bad true)
+    local/format_shards.sh --nj "${nj}" --cmd "${train_cmd}" --audio_format "${audio_format}" \
+        --fs "${fs}" ${opts[@]+"${opts[@]}"} "data/${dset}/wav.scp" "${to}"
     echo raw > "${to}/feats_type"
     echo "${audio_format}" > "${to}/audio_format"
     # ESPnet wants a text file. The pool has none to give away.
     [ "${role}" != pool ] || awk '{print $1 " unlabelled"}' "${to}/wav.scp" > "${to}/text"
+    [ ! -s "${to}/lost" ] || utils/fix_data_dir.sh "${to}"
+    tell_lost
+}
+# write_audio: of format_set's cuts. What is there is not written again.
+write_audio() {
+    log "${dumped}: writing $(wc -l < "${cuts}/wav.scp") segments... log: '${to}/logs/write.*.log'"
+    opts=(--audio_format "${audio_format}" --jobs "${nj}" "${cuts}" "${to}")
+    ${train_cmd} JOB=1:"${nj}" "${to}/logs/write.JOB.log" \
+        python3 local/cuts.py write --job JOB "${opts[@]}" \
+        || { tail -n 20 "${to}"/logs/write.*.log; exit 1; }
+    python3 local/cuts.py join "${opts[@]}"
+    rm -r "${cuts}"
+    tell_lost
+}
+tell_lost() {
+    [ -s "${to}/lost" ] || return 0
+    head -n 10 "${to}/lost" 1>&2
+    log "Warning: $(wc -l < "${to}/lost") utterances of ${dumped} cannot be read and are left out;" \
+        "${to}/lost says which and why. Once they are mended, remove" \
+        "${dumpdir}/.steps/{format,drop}_${dumped}.done and run stages 3 and 4 again" 1>&2
 }
 drop_from_set() {
     local from=${data_feats}/org/${dumped} to=${data_feats}/${dumped} all kept
-    if is_cuts "${from}"; then
+    if is_cuts "${from}" || [ -d "${from}/audio" ]; then  # local/cuts.py has made it
         found=$(python3 local/cuts.py select --least "$(samples_of "${min_wav_duration}")" \
             --most "$(samples_of "${max_wav_duration}")" "${from}" "${to}")
         read -r all kept <<< "${found}"
@@ -928,6 +972,11 @@ same_data() {
         || die "${data_feats}/${dumped}/wav.scp is missing or empty: run stages 3 and 4 first"
 }
 for_each_set same_data
+# What is lost of a pool, and found again, makes another one of it.
+for dset in ${unlabelled_sets}; do
+    [ ! -s "${data_feats}/org/${dset}/lost" ] \
+        || pool_key=$(make_key "${pool_key}" "$(md5sum < "${data_feats}/org/${dset}/lost")")
+done
 
 # ========================== Confidence ==========================
 

@@ -4,33 +4,43 @@
 ``make`` writes a data directory whose wav.scp says FILE:first:last of each segment, the
 samples that ESPnet's format_wav_scp.py would write, and utt2num_samples. It ends with 3,
 and a line that says why, where the recordings have to be written anew. ``select`` keeps
-what is long enough and not too long. Both go line by line: the files of a data directory
-name the same utterances in the same order. ``write`` writes a FLAC of each cut, for who
-cannot read them; what is there is not written again.
+what is long enough and not too long. ``write`` writes the audio of a part of the cuts,
+for who wants files, and ``join`` the data directory of what was written; a recording that
+is damaged in its middle loses the segments over the damage. All go line by line: the files
+of a data directory name the same utterances in the same order.
 """
 
 import argparse
+import io
 import itertools
+import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from espnet_atm.cuts import SEEKABLE
+from espnet_atm.cuts import SEEKABLE, split_cut
 from espnet_atm.errors import UserError, one_line_errors
 from espnet_atm.files import whole_file
 
 TO_WRITE = 3  # exit code
 TABLES = ("wav.scp", "utt2num_samples", "utt2spk", "text")
+FOLDER_BYTES = 100_000  # of the table, for a subfolder of files: about 1000
 
 
 class CannotCut(Exception):
     """Why recordings have to be written anew."""
+
+
+class Lost(Exception):
+    """Why a cut has no audio."""
 
 
 class Recording(NamedTuple):
@@ -175,37 +185,115 @@ def select(from_dir: Path, output_dir: Path, least: int, most: int) -> tuple[int
     return total, tables.count
 
 
-def write_flac(utt: str, source: str, folder: Path) -> str:
-    """Write the audio of a cut, whole or not at all; return the file."""
-    from espnet_atm.audio import read_audio
+def cuts_with_files(
+    table: Path, folder: Path, audio_format: str, part: tuple[int, int] = (1, 1)
+) -> Iterator[tuple[str, str, Path]]:
+    """Utterance, cut, and the file for its audio, of a part of a wav.scp: (2, 3), say.
 
-    file = folder / f"{utt.replace('/', '_')}.flac"
-    if not file.exists():
+    The place in the table says in which subfolder, so that none has many files, and nobody
+    has to count lines.
+    """
+    begin, end = (table.stat().st_size * n // part[1] for n in (part[0] - 1, part[0]))
+    with open(table, "rb") as f:
+        if begin > 0:  # from the first line that begins there
+            f.seek(begin - 1)
+            f.readline()
+        while (at := f.tell()) < end:
+            utt, source = f.readline().decode().split(maxsplit=1)
+            name = f"{utt.replace('/', '%2F')}.{audio_format}"
+            yield utt, source.rstrip(), folder / f"{at // FOLDER_BYTES:05}" / name
+
+
+def read_samples(source: str) -> tuple[np.ndarray, int]:
+    """A cut (N,), float64 as ESPnet reads it, and the sampling rate in Hz.
+
+    Raises:
+        UserError: when the file cannot be opened.
+        Lost: when the cut cannot be read to its end.
+    """
+    file, (first, last) = split_cut(source)
+    try:
+        opened = soundfile.SoundFile(file)
+    except (soundfile.SoundFileError, OSError) as e:
+        raise UserError(f"{file}: cannot be opened any more: {e}") from None
+    with opened as f:
         try:
-            audio, rate = read_audio(source)
-        except Exception as e:  # whatever the reader of a damaged file raises
-            raise UserError(f"{utt}: {source}: {e}") from None
-        partial = file.with_suffix(".partial")
-        soundfile.write(partial, audio, rate, subtype="PCM_16", format="FLAC")
+            f.seek(first)
+            audio = f.read(last - first)
+        except (soundfile.SoundFileError, OSError) as e:
+            raise Lost(f"{source}: is damaged: {e}") from None
+        if len(audio) < last - first:
+            raise Lost(f"{source}: is damaged: only {len(audio)} samples are there")
+        return audio, f.samplerate
+
+
+def write(cuts: Path, output_dir: Path, audio_format: str, job: int, jobs: int) -> None:
+    """Write the audio of a job's part, and ``parts/JOB.JOBS``: what is lost, and why.
+
+    A file is there whole or not at all, and is not written again. Two processes may do the
+    same part.
+    """
+    parts = output_dir / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    # In one place, where what a killed process leaves is found again.
+    partial = parts / f"{socket.gethostname()}.{os.getpid()}.partial"
+    lost, there, written = [], 0, 0
+    rows = cuts_with_files(
+        cuts / "wav.scp", output_dir / "audio", audio_format, (job, jobs)
+    )
+    for utt, source, file in tqdm(rows, unit="utt", mininterval=30):
+        if file.exists():
+            there += 1
+            continue
+        try:
+            audio, rate = read_samples(source)
+        except Lost as e:
+            lost.append(f"{utt} {' '.join(str(e).split())}\n")
+            continue
+        content = io.BytesIO()  # a full disk is Python's error, which libsndfile hides
+        soundfile.write(content, audio, rate, format=audio_format)
+        partial.write_bytes(content.getbuffer())
+        file.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(file)
-    return str(file)
+        written += 1
+    print("".join(lost), end="", file=sys.stderr)
+    print(f"{written} written, {there} there already, {len(lost)} lost", file=sys.stderr)
+    with whole_file(parts / f"{job}.{jobs}") as f:
+        f.write("".join(lost).encode())
 
 
-def write(from_dir: Path, output_dir: Path, jobs: int) -> None:
-    """Write the audio of a wav.scp, and one that names it."""
-    folder = output_dir / "flac"
-    folder.mkdir(parents=True, exist_ok=True)
-    utts, sources = zip(*lines_of(from_dir / "wav.scp"))
-    with ProcessPoolExecutor(min(jobs, len(utts))) as pool:
-        files = pool.map(write_flac, utts, sources, itertools.repeat(folder), chunksize=16)
-        bar = tqdm(files, total=len(utts), unit="utt", mininterval=5, delay=5)
-        try:
-            lines = [f"{utt} {file}\n" for utt, file in zip(utts, bar)]
-        except Exception:
-            pool.shutdown(cancel_futures=True)
-            raise
-    with whole_file(output_dir / "wav.scp") as f:
-        f.write("".join(lines).encode())
+def join(cuts: Path, output_dir: Path, audio_format: str, jobs: int) -> None:
+    """Write the data directory of what jobs have written, less what is lost.
+
+    ``lost`` says which that is, and why.
+
+    Raises:
+        UserError: when more than half is lost, which is no damage.
+    """
+    parts = output_dir / "parts"
+    lost = {
+        utt: why for n in range(1, jobs + 1) for utt, why in lines_of(parts / f"{n}.{jobs}")
+    }
+    rows = zip(
+        cuts_with_files(cuts / "wav.scp", output_dir / "audio", audio_format),
+        *(lines_of(cuts / name) for name in TABLES[1:]),
+        strict=True,
+    )
+    total = 0
+    with Tables(output_dir) as tables:
+        for total, ((utt, _, file), *columns) in enumerate(rows, 1):
+            if utt not in lost:
+                tables.write(utt, (file, *(rest for _, rest in columns)))
+        if 2 * len(lost) > total:
+            utt, why = next(iter(lost.items()))
+            raise UserError(
+                f"{len(lost)} of {total} cuts cannot be read, the first: {utt}: {why}"
+            )
+    with whole_file(output_dir / "lost") as f:
+        f.writelines(f"{utt} {why}\n".encode() for utt, why in lost.items())
+    (output_dir / "feats_type").write_text("raw\n")
+    (output_dir / "audio_format").write_text(f"{audio_format}\n")
+    shutil.rmtree(parts)
 
 
 class Tables:
@@ -259,32 +347,35 @@ def write_spk2utt(utt2spk: Path, file: Path) -> None:
 
 
 def main(cmd=None) -> None:
-    """Make, select or write."""
+    """Make, select, write or join."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("make")
+    one, two, three, four = map(commands.add_parser, ("make", "select", "write", "join"))
     one.add_argument("--fs", type=int, required=True, help="in Hz")
     one.add_argument("--nj", type=int, default=1)
-    two = commands.add_parser("select")
     two.add_argument("--least", type=int, required=True, help="samples; more are kept")
     two.add_argument("--most", type=int, required=True, help="samples; fewer are kept")
-    three = commands.add_parser("write")
-    three.add_argument("--nj", type=int, default=1)
-    for command in (one, two, three):
+    three.add_argument("--job", type=int, default=1, help="which part, from 1")
+    for command in (three, four):
+        command.add_argument("--jobs", type=int, default=1, help="how many parts")
+        command.add_argument("--audio_format", default="flac")
+    for command in (one, two, three, four):
         command.add_argument("from_dir", type=Path)
         command.add_argument("output_dir", type=Path)
     args = parser.parse_args(cmd)
+    folders = args.from_dir, args.output_dir
     if args.command == "select":
-        print(*select(args.from_dir, args.output_dir, args.least, args.most))
-        return
-    if args.command == "write":
-        write(args.from_dir, args.output_dir, args.nj)
-        return
-    try:
-        make(args.from_dir, args.output_dir, args.fs, args.nj)
-    except CannotCut as e:
-        print(f"{e}: audio is written")
-        sys.exit(TO_WRITE)
+        print(*select(*folders, args.least, args.most))
+    elif args.command == "write":
+        write(*folders, args.audio_format, args.job, args.jobs)
+    elif args.command == "join":
+        join(*folders, args.audio_format, args.jobs)
+    else:
+        try:
+            make(*folders, args.fs, args.nj)
+        except CannotCut as e:
+            print(f"{e}: audio is written")
+            sys.exit(TO_WRITE)
 
 
 if __name__ == "__main__":
