@@ -762,12 +762,17 @@ class ATMSSLTask(WholeFiles, SSLTask):
         """ESPnet's, which leaves random what the file lacks, without that.
 
         Raises:
-            UserError: naming the files, when these weights are not that model's.
+            UserError: naming the files, when the config is none of an SSL run, or these
+                weights are not its model's.
         """
         if config_file is None:
             config_file = Path(model_file).parent / "config.yaml"
-        read_config(config_file)
-        model, args = super().build_model_from_file(config_file, None, device)
+        if not isinstance(read_config(config_file).get("loss"), list):
+            raise UserError(f"{config_file}: has no loss: it is not of an SSL run")
+        try:
+            model, args = super().build_model_from_file(config_file, None, device)
+        except UserError as e:
+            raise UserError(f"{config_file}: {e}") from None
         if model_file is not None:
             # How many updates were made says nothing of the model.
             used = [k for k in model.state_dict() if k != "global_step"]
