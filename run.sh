@@ -23,7 +23,7 @@ from_here() {
     esac
     case "$(option_name "$1")" in
         expdir | dumpdir) "${at_home}" || value=${found} ;;
-        init | scorer_tag)
+        init | scorer_tag | km_model)
             if [ -e "${found}" ] && ! { "${at_home}" && [ -e "${recipe}/${value}" ]; }; then
                 value=${found}
             fi

@@ -206,8 +206,10 @@ class SyncedCollateFn:
         same = (own.shift, own.offset) == (grid.shift, grid.offset)
         if same and len(labels) == frames:
             return labels
-        lost = abs(len(labels) * own.shift - num_samples)
-        if same or len(labels) == 0 or lost > 2 * max(grid.shift, own.shift):
+        # The last label is as far from the end as the first from the beginning.
+        last = own.offset + own.shift * (len(labels) - 1)
+        lost = abs(num_samples - 1 - own.offset - last)
+        if same or len(labels) == 0 or lost > 2 * own.shift:
             raise UserError(
                 f"{utt}: {len(labels)} labels of {own.shift} samples do not fit "
                 f"{num_samples} samples of audio: they are of other audio"

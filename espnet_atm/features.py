@@ -12,7 +12,7 @@ from torchaudio.compliance import kaldi
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
 
-WINDOW, SHIFT = 0.025, 0.010  # seconds, of Kaldi's MFCC
+WINDOW, SHIFT = 25.0, 10.0  # ms, of Kaldi's MFCC
 
 
 class Mfcc:
@@ -26,7 +26,8 @@ class Mfcc:
 
     def __init__(self, sampling_rate: int):
         self.sampling_rate = sampling_rate
-        window, shift = (round(x * sampling_rate) for x in (WINDOW, SHIFT))
+        # As many whole samples as Kaldi takes.
+        window, shift = (int(sampling_rate * x * 0.001) for x in (WINDOW, SHIFT))
         self.grid = FrameGrid.from_layers([(window, shift, 0)])
 
     def describe(self) -> Dict[str, Any]:

@@ -71,12 +71,16 @@ class Kmeans:
     def __init__(self, model_file: Union[str, Path], device: str = "cpu"):
         check_file(model_file)
         try:
-            centroids = joblib.load(model_file).cluster_centers_
-            self.centroids = torch.from_numpy(centroids).float().T.to(device)
+            centroids = joblib.load(model_file).cluster_centers_.astype(np.float32)
         except Exception as e:  # whatever unpickling raises on what is damaged
+            what = " ".join(f"{type(e).__name__}: {e}".split())
+            raise UserError(f"{model_file}: holds no k-means: {what}") from None
+        if centroids.ndim != 2 or not centroids.size or not np.isfinite(centroids).all():
             raise UserError(
-                f"{model_file}: holds no k-means: {type(e).__name__}: {e}"
-            ) from None
+                f"{model_file}: holds no k-means: its clusters, of shape "
+                f"{centroids.shape}, are no finite points"
+            )
+        self.centroids = torch.from_numpy(centroids).T.to(device)
         self.squares = self.centroids.square().sum(dim=0)
         self.path = model_file
         data = np.ascontiguousarray(centroids, "<f4").tobytes()
@@ -101,7 +105,7 @@ class Kmeans:
         """The nearest cluster of each frame.
 
         Args:
-            features: (T, D), float32.
+            features: (T, D), float32, on any device.
 
         Returns:
             (T,), int64.

@@ -1,9 +1,11 @@
 """The runs that take a sample of a corpus for k-means, and that label all of it."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
+import re
 import time
 import zlib
 from pathlib import Path
@@ -24,6 +26,9 @@ from espnet_atm.reading import Recordings, reader_of, unpack
 # What a killed run loses, unless an utterance takes longer; and features in memory.
 SECONDS_AT_RISK = 20
 BYTES_AT_RISK = 1 << 26
+BYTES = 4  # of a number of a feature
+# What the list of a sample says: utterance, frames and dimensions; 0 and 0 without any.
+LINE = re.compile(rb"(\S+) ([0-9]{1,12}) ([0-9]{1,9})\n")
 
 
 def label_corpus(
@@ -83,8 +88,10 @@ def _read(
         yield index, found, record
 
 
-class Sample:
+class Sample(contextlib.AbstractContextManager):
     """Features of some utterances of a corpus, in a file that is gone on with.
+
+    To be entered, which waits for another run that has the same file.
 
     Args:
         model_file: that is learned from them; two files beside it have the features, and
@@ -112,6 +119,19 @@ class Sample:
         order = np.random.default_rng(seed).permutation(len(dataset))
         self.chosen = np.sort(order[:count])
 
+    def __enter__(self) -> "Sample":
+        while True:
+            self.done = open(self.list, "a+b")
+            fcntl.flock(self.done, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # removed while this one waited
+                there = os.stat(self.list)
+                if os.path.samestat(there, os.fstat(self.done.fileno())):
+                    return self
+            self.done.close()
+
+    def __exit__(self, *_) -> None:
+        self.done.close()
+
     def collect(self, num_workers: int) -> np.ndarray:
         """Extract what is not there yet.
 
@@ -124,13 +144,13 @@ class Sample:
         Raises:
             UserError: when no utterance has any.
         """
-        with open(self.file, "ab") as data, open(self.list, "a+") as done:
-            number, frames, size = self._take_up(done)
-            data.truncate(frames * size * 4)
+        with open(self.file, "ab") as data:
+            number, frames, size = self._take_up()
+            data.truncate(frames * size * BYTES)
             left = np.ones(len(self.dataset), dtype=bool)
             left[self.chosen[number:]] = False
             rows, lines, pending, saved, skipped = [], [], 0, time.monotonic(), 0
-            for index, found, _ in _read(self.dataset, left, num_workers, done):
+            for index, found, _ in _read(self.dataset, left, num_workers, self.done):
                 utt = self.dataset.utterances[index][0]
                 own = torch.zeros(0, 0)
                 if isinstance(found, str):
@@ -144,40 +164,42 @@ class Sample:
                 frames += len(own)
                 pending += own.nbytes
                 if time.monotonic() - saved > SECONDS_AT_RISK or pending > BYTES_AT_RISK:
-                    self._save(data, done, rows, lines)
+                    self._save(data, rows, lines)
                     rows, lines, pending, saved = [], [], 0, time.monotonic()
-            self._save(data, done, rows, lines)
+            self._save(data, rows, lines)
         if skipped:
             logging.warning(f"{skipped} of {len(self.chosen)} utterances were left out")
         if not frames:
             raise UserError(f"{self.dataset.utterances.path}: has nothing to learn from")
         return np.memmap(self.file, np.float32, "r", shape=(frames, size))
 
-    def _take_up(self, done) -> Tuple[int, int, int]:
-        """Utterances, frames and dimensions that are there; cuts off half a line."""
-        done.seek(0)
+    def _take_up(self) -> Tuple[int, int, int]:
+        """Utterances, frames and dimensions that are there; cuts off what is not whole."""
+        there = os.path.getsize(self.file)
+        self.done.seek(0)
         end = number = frames = size = 0
-        for line in done:
-            columns = line.split()
-            if not line.endswith("\n") or len(columns) != 3 or number == len(self.chosen):
+        for line in self.done:
+            found = LINE.fullmatch(line)
+            if found is None or number == len(self.chosen):
                 break
-            if columns[0] != self.dataset.utterances[self.chosen[number]][0]:
-                raise UserError(
-                    f"{self.list}: is about other utterances: {columns[0]}; remove it"
-                )
-            frames += int(columns[1])
-            size = int(columns[2]) or size
-            number, end = number + 1, end + len(line.encode())
-        done.truncate(end)
+            utt = found[1].decode(errors="replace")
+            if utt != self.dataset.utterances[self.chosen[number]][0]:
+                raise UserError(f"{self.list}: is about other utterances: {utt}; remove it")
+            count, width = int(found[2]), int(found[3]) or size
+            if (frames + count) * width * BYTES > there or size not in (0, width):
+                break
+            frames, size = frames + count, width
+            number, end = number + 1, end + len(line)
+        self.done.truncate(end)
         return number, frames, size
 
-    def _save(self, data, done, rows: Iterable[np.ndarray], lines: Iterable[str]) -> None:
+    def _save(self, data, rows: Iterable[np.ndarray], lines: Iterable[str]) -> None:
         for row in rows:
             data.write(np.ascontiguousarray(row, np.float32).data)
         data.flush()
         os.fsync(data.fileno())
-        done.writelines(lines)
-        done.flush()
+        self.done.write("".join(lines).encode())
+        self.done.flush()
 
     def remove(self) -> None:
         """Make room: what was learned is kept elsewhere."""

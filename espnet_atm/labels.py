@@ -22,9 +22,10 @@ from espnet_atm.audio import Table, checksum
 from espnet_atm.errors import UserError, check_file, read_text
 from espnet_atm.files import write_line
 from espnet_atm.frames import FrameGrid
-from espnet_atm.track import SOURCE, has_id
+from espnet_atm.track import MOST, MOST_FRAMES_OFF, SOURCE, has_id
+from espnet_atm.values import number, whole
 
-# Labels, their checksum, and that of the audio that they are of.
+# How many labels, a checksum of all that follows, and that of the audio that they are of.
 HEADER = struct.Struct("<III")
 LABEL = np.dtype("<u2")
 MOST_LABELS = 1 << 16
@@ -88,8 +89,8 @@ class Labels(Mapping):
         found = SOURCE.fullmatch(row[1])
         if found is None or found[3]:
             raise UserError(f"{where} is no place of labels in a file")
-        check_file(found[1])
         try:
+            check_file(found[1])
             with open(found[1], "rb") as file:
                 if not has_id(file, int(found[2]), utt):
                     raise UserError(
@@ -102,6 +103,11 @@ class Labels(Mapping):
             raise UserError(f"{where}: {e.strerror or e}") from None
         except Damaged as e:
             raise UserError(f"{where}: {e}: label into an empty folder") from None
+        except UserError as e:
+            message = str(e)
+            raise UserError(
+                message if message.startswith(where) else f"{where}: {message}"
+            ) from None
 
 
 class Damaged(Exception):
@@ -118,10 +124,11 @@ def read_record(file: BinaryIO) -> Tuple[np.ndarray, str]:
     if len(head) < HEADER.size:
         raise Damaged("is cut off")
     frames, expected, audio = HEADER.unpack(head)
+    there = (os.fstat(file.fileno()).st_size - file.tell()) // LABEL.itemsize
+    if there < frames:
+        raise Damaged(f"is cut off: {there} of {frames} labels")
     data = file.read(frames * LABEL.itemsize)
-    if len(data) < frames * LABEL.itemsize:
-        raise Damaged(f"is cut off: {len(data) // LABEL.itemsize} of {frames} labels")
-    if zlib.crc32(data) != expected:
+    if zlib.crc32(data, audio) != expected:
         raise Damaged("is damaged: its labels do not have their checksum")
     return np.frombuffer(data, LABEL), f"{audio:08x}"
 
@@ -141,15 +148,25 @@ def read_labeller(folder: Path) -> Optional[Dict[str, Any]]:
         if isinstance(e, UserError):
             raise
         found = None
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(name), (int, float)) and not isinstance(found[name], bool)
-        for name in NEEDED
-    ):
+    if not isinstance(found, dict) or not _is_possible(*map(found.get, NEEDED)):
         raise UserError(
             f"{file}: is damaged, or not what espnet_atm.bin.label writes there: it does "
             "not say what made the labels; label into an empty folder"
         )
     return found
+
+
+def _is_possible(num_classes, shift, offset, rate) -> bool:
+    """Whether these are numbers of :data:`NEEDED`, as JSON may give anything."""
+    try:
+        whole("num_classes", num_classes, most=MOST_LABELS)
+        whole("sampling_rate", rate, most=MOST)
+        number("frame_shift", shift, positive=True, within=(0, MOST))
+        away = MOST_FRAMES_OFF * shift
+        number("frame_offset", offset, within=(-away, away))
+    except UserError:
+        return False
+    return True
 
 
 def read_label_grid(labels_scp: str, sampling_rate: int) -> FrameGrid:
@@ -223,11 +240,11 @@ class LabelWriter(contextlib.AbstractContextManager):
         self.done = np.zeros(len(self.utterances), dtype=bool)
         self._take_up()
         self.records = int(self.done.sum())
-        differ = {x for x in labeller if there and there.get(x) != labeller[x]}
-        if differ and self.records:
+        if self.records and there != labeller:
             told = ", ".join(
-                f"{x}: {json.dumps(there.get(x))}, now {json.dumps(labeller[x])}"
-                for x in sorted(differ)
+                f"{x}: {json.dumps(there.get(x))}, now {json.dumps(labeller.get(x))}"
+                for x in sorted({**there, **labeller})
+                if there.get(x) != labeller.get(x)
             )
             raise UserError(
                 f"{self.dir} holds labels of another labeller ({told}); give another "
@@ -260,7 +277,8 @@ class LabelWriter(contextlib.AbstractContextManager):
                 )
             self.done[index] = True
             size += len(line)
-            end, last = int(found[2]), row[0]
+            if int(found[2]) > end:
+                end, last = int(found[2]), row[0]
         if size:
             # They are written one after the other: where the last is whole, so are others.
             if not has_id(self.bin, end, last):
@@ -288,7 +306,8 @@ class LabelWriter(contextlib.AbstractContextManager):
             utt, data = self.utterances[index][0], row.astype(LABEL).tobytes()
             self.bin.write(f"{utt} ".encode())
             lines.append(f"{utt} {self.bin.name}:{self.bin.tell()}\n")
-            head = HEADER.pack(len(row), zlib.crc32(data), int(audio[index], 16))
+            found = int(audio[index], 16)
+            head = HEADER.pack(len(row), zlib.crc32(data, found), found)
             self.bin.write(head + data)
         self.bin.flush()
         # Even if the machine breaks down, the list names nothing that is not there.

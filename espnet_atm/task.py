@@ -45,7 +45,6 @@ from espnet_atm.data import (
     are_small,
     check_lists,
     check_not_all_zero,
-    folder_of,
     parts_of,
 )
 from espnet_atm.errors import UserError, read_config, read_text
@@ -306,8 +305,14 @@ class ATMSSLTask(WholeFiles, SSLTask):
             *args.train_data_path_and_name_and_type,
             *args.valid_data_path_and_name_and_type,
         ]
-        stored = [kind == LABELS_TYPE for _, name, kind in streams if name == LABELS]
-        all_stored = bool(stored) and all(stored)
+        labels = [(path, kind) for path, name, kind in streams if name == LABELS]
+        stored = [kind == LABELS_TYPE for _, kind in labels]
+        if len(set(stored)) > 1:
+            raise UserError(
+                "labels of both sets must be of one type, and these are: "
+                f"{', '.join(f'{path} {kind}' for path, kind in labels)}"
+            )
+        all_stored = True in stored
         if needing and args.token_list is None and not all_stored:
             raise UserError(
                 f"the loss {needing[0]} reads labels: give their --token_list"
@@ -700,21 +705,16 @@ class ATMSSLTask(WholeFiles, SSLTask):
             UserError: when the two sets are not labelled alike, or the loss has too few
                 classes.
         """
-        streams = [
-            (path, kind)
+        paths = [
+            path
             for mode in ("train", "valid")
             for path, name, kind in getattr(args, f"{mode}_data_path_and_name_and_type")
-            if name == LABELS
+            if (name, kind) == (LABELS, LABELS_TYPE)
         ]
-        if LABELS_TYPE not in [kind for _, kind in streams]:
+        if not paths:
             return None
-        if len({kind for _, kind in streams}) > 1:
-            raise UserError(
-                f"labels of both sets must be of one type, and these are: "
-                f"{', '.join(f'{path} {kind}' for path, kind in streams)}"
-            )
-        grids = [read_label_grid(path, sampling_rate(args)) for path, _ in streams]
-        files = [folder_of(path) / "labeller" for path, _ in streams]
+        grids = [read_label_grid(path, sampling_rate(args)) for path in paths]
+        files = [Path(path).parent / "labeller" for path in paths]
         makers = [read_labeller(file.parent) for file in files]
         first, last = makers[0], makers[-1]
         differ = sorted(x for x in {**first, **last} if first.get(x) != last.get(x))
@@ -730,7 +730,7 @@ class ATMSSLTask(WholeFiles, SSLTask):
                 f"{files[0]}: there are {there} labels, and the loss hubert has "
                 f"num_classes: {wanted}; write num_classes: {there} or more"
             )
-        return next(iter(grids), None)
+        return grids[0]
 
     @classmethod
     @typechecked
@@ -762,12 +762,17 @@ class ATMSSLTask(WholeFiles, SSLTask):
         """ESPnet's, which leaves random what the file lacks, without that.
 
         Raises:
-            UserError: naming the files, when these weights are not that model's.
+            UserError: naming the files, when the config is none of an SSL run, or these
+                weights are not its model's.
         """
         if config_file is None:
             config_file = Path(model_file).parent / "config.yaml"
-        read_config(config_file)
-        model, args = super().build_model_from_file(config_file, None, device)
+        if not isinstance(read_config(config_file).get("loss"), list):
+            raise UserError(f"{config_file}: has no loss: it is not of an SSL run")
+        try:
+            model, args = super().build_model_from_file(config_file, None, device)
+        except UserError as e:
+            raise UserError(f"{config_file}: {e}") from None
         if model_file is not None:
             # How many updates were made says nothing of the model.
             used = [k for k in model.state_dict() if k != "global_step"]

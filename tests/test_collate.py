@@ -24,9 +24,11 @@ def grid_of(frontend, preencoder) -> FrameGrid:
     )
 
 
-def collate(grid, track_grid=None, **options) -> SyncedCollateFn:
+def collate(grid, track_grid=None, label_grid=None, **options) -> SyncedCollateFn:
     options = {"train": True, "label_downsampling": 1, **options}
-    return SyncedCollateFn(HuBERTCollateFn(**options), grid, track_grid)
+    return SyncedCollateFn(
+        HuBERTCollateFn(**options), grid, track_grid, label_grid=label_grid
+    )
 
 
 def response(frontend, preencoder, speech, event) -> torch.Tensor:
@@ -239,3 +241,92 @@ def test_a_track_is_refined_on_the_encoders_frames():
     expected[[0, -1]] = track[:2].mean(), track[-2:].mean()
     expected[5] = 0
     np.testing.assert_allclose(batch["confidence"][0].numpy(), expected, atol=1e-6)
+
+
+# --- labels that are stored with their time grid ---------------------------------------
+
+MFCC = FrameGrid.from_layers([(400, 160, 0)])
+GRIDS = {
+    "conv2d": FrameGrid.from_layers([(512, 160, 256), (3, 2, 0), (3, 2, 0)]),
+    "wav2vec_cnn": FrameGrid.from_layers([(400, 320, 0)]),
+    "stft": FrameGrid.from_layers([(512, 160, 256)]),
+    "stft8ms": FrameGrid.from_layers([(512, 128, 256)]),
+    "mfcc": MFCC,
+}
+
+
+@pytest.mark.parametrize("labelled", GRIDS)
+@pytest.mark.parametrize("trained", GRIDS)
+def test_stored_labels_are_taken_by_time(trained, labelled):
+    """Whatever front end they were made for, and however long the audio is."""
+    grid, label_grid = GRIDS[trained], GRIDS[labelled]
+    function = collate(grid, None, label_grid, train=False)
+    for samples in [1600, 3333, *range(16000, 16700, 13)]:
+        count = label_grid.length(samples)
+        speech = np.zeros(samples, np.float32)
+        _, batch = function([("a", dict(speech=speech, text=np.arange(count)))])
+        found = batch["text"][0].numpy()
+        assert len(found) == grid.length(samples)
+        centres = grid.offset + grid.shift * np.arange(len(found))
+        times = label_grid.offset + label_grid.shift * np.arange(count)
+        nearest = np.abs(centres[:, None] - times).min(axis=1)
+        np.testing.assert_allclose(np.abs(times[found] - centres), nearest)
+
+
+@pytest.mark.parametrize("labelled", GRIDS)
+@pytest.mark.parametrize("lost", [-20, -5, 5, 20])
+def test_stored_labels_of_other_audio_are_refused(labelled, lost):
+    label_grid = GRIDS[labelled]
+    count = label_grid.length(16000) + lost
+    data = dict(speech=np.zeros(16000, np.float32), text=np.zeros(max(count, 0), int))
+    function = collate(GRIDS["wav2vec_cnn"], None, label_grid)
+    with pytest.raises(ValueError, match=f"utt1: {len(data['text'])} labels of .* 16000 sam"):
+        function([("utt1", data)])
+
+
+@pytest.mark.parametrize("grid", [GRIDS["conv2d"], GRIDS["wav2vec_cnn"]])
+def test_stored_labels_for_the_encoders_frames_are_as_many(grid):
+    function = collate(grid, None, FrameGrid(grid.shift, grid.offset))
+    for lost in (-1, 0, 1):
+        labels = np.arange(grid.length(16000) + lost)
+        data = [("utt1", dict(speech=np.zeros(16000, np.float32), text=labels))]
+        if lost:
+            with pytest.raises(ValueError, match=f"utt1: {len(labels)} labels .*other audio"):
+                function(data)
+        else:
+            assert function(data)[1]["text"][0].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("labelled", GRIDS)
+def test_an_event_has_its_stored_label_after_cropping(path, labelled):
+    """The label of the frame that is nearest to the event, on the frame that feels it."""
+    frontend, preencoder = PATHS[path]()
+    frontend.eval()
+    grid, label_grid = grid_of(frontend, preencoder), GRIDS[labelled]
+    rng = np.random.default_rng(0)
+    samples, tried = 48000, 0
+    short = np.zeros(20000, dtype=np.float32)
+    short_labels = np.zeros(label_grid.length(len(short)), dtype=np.int64)
+    function = collate(grid, None, label_grid)
+    for _ in range(20):
+        event = int(rng.integers(2000, samples - 2000))
+        speech = 1e-3 * rng.standard_normal(samples).astype(np.float32)
+        speech[event] = 1.0
+        times = label_grid.offset + label_grid.shift * np.arange(label_grid.length(samples))
+        # Marked is what may be nearest to the frame that is nearest to the event.
+        near = (label_grid.shift + grid.shift) / 2 + 1
+        labels = (np.abs(times - event) <= near).astype(np.int64)
+        long = dict(speech=speech, text=labels)
+        _, batch = function([("l", long), ("s", dict(speech=short, text=short_labels))])
+        cropped = batch["speech"][0]
+        found = int(cropped.argmax())
+        if cropped[found] < 1 or not 1500 < found < len(short) - 1500:
+            continue
+        tried += 1
+        felt = response(frontend, preencoder, cropped, found)
+        marked = np.flatnonzero(batch["text"][0].numpy())
+        assert len(felt) == batch["text"].size(1) and len(marked)
+        centre = float((felt * torch.arange(len(felt))).sum() / felt.sum())
+        assert abs(marked.mean() - centre) <= 0.5 + near / grid.shift
+    assert tried >= 3

@@ -10,10 +10,12 @@ from espnet2.train.dataset import ESPnetDataset
 from test_task import arguments
 
 from espnet_atm import data
+from espnet_atm.audio import Table, checksum, read_audio
 from espnet_atm.collate import SyncedCollateFn
 from espnet_atm.data import Crop, Reading, crop_start
 from espnet_atm.errors import UserError
 from espnet_atm.frames import FrameGrid
+from espnet_atm.labels import LabelWriter
 from espnet_atm.task import ATMSSLTask
 from espnet_atm.track import TrackReader
 
@@ -50,18 +52,29 @@ def ramps(tmp_path):
     )
     (tmp_path / "frame_shift").write_text(f"{SHIFT}\n")
     (tmp_path / "frame_offset").write_text("199.5\n")
+    utterances = Table(tmp_path / "wav.scp", 2)
+    labeller = {"num_classes": 999, "sampling_rate": RATE}
+    labeller.update(frame_shift=SHIFT, frame_offset=199.5)
+    with LabelWriter(tmp_path, utterances, labeller) as writer:
+        for number, samples in enumerate(SAMPLES.values()):
+            audio, _ = read_audio(utterances[number][1])
+            row = np.arange(GRID.length(samples))
+            writer.write({number: row}, {number: checksum(audio)})
     return tmp_path
 
 
 def labels_of(utt, sample):
+    if isinstance(sample["text"], np.ndarray):
+        return sample
     return {**sample, "text": np.array(sample["text"].split(), dtype=np.int64)}
 
 
-def make(ramps, keep, crop_here=True, random=True, **options):
+def make(ramps, keep, crop_here=True, random=True, stored=False, **options):
     """What reads an utterance, and what makes a batch of several."""
+    labels = (f"{ramps}/labels.scp", "text", "pseudo_labels")
     streams = [
         (f"{ramps}/wav.scp", "speech", "sound"),
-        (f"{ramps}/text", "text", "text"),
+        labels if stored else (f"{ramps}/text", "text", "text"),
         (f"{ramps}/confidence.scp", "confidence", "kaldi_ark"),
     ]
     reading = Reading(labels_of, RATE)
@@ -71,7 +84,10 @@ def make(ramps, keep, crop_here=True, random=True, **options):
     stock = HuBERTCollateFn(
         label_downsampling=1, crop_audio=True, rand_crop=random, train=True, **options
     )
-    collate = SyncedCollateFn(stock, GRID, FrameGrid(SHIFT, 199.5), crop_samples=keep)
+    grid = FrameGrid(SHIFT, 199.5)
+    collate = SyncedCollateFn(
+        stock, GRID, grid, crop_samples=keep, label_grid=grid if stored else None
+    )
     return ESPnetDataset(streams, preprocess=reading), collate
 
 
@@ -93,10 +109,11 @@ def starts_of(batch, utts) -> dict:
     return found
 
 
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("options", [{}, {"pad": True}])
 @pytest.mark.parametrize("utts", ["abcd", "abc", "ab", "a"])
-def test_all_streams_are_of_the_same_frames(ramps, utts, options):
-    dataset, collate = make(ramps, 32_000, **options)
+def test_all_streams_are_of_the_same_frames(ramps, utts, options, stored):
+    dataset, collate = make(ramps, 32_000, stored=stored, **options)
     read = []
     for _ in range(30):
         rows = [dataset[utt] for utt in utts]
@@ -180,6 +197,20 @@ def test_other_audio_is_refused(ramps, monkeypatch):
     with pytest.raises(UserError, match="a: its audio .*: 52345 samples .* 62345 at"):
         dataset["a"]
     data.open_track.cache_clear()
+
+
+def test_audio_that_was_not_labelled_is_refused(ramps):
+    """At once where it is read whole, and soon where parts of it are read."""
+    ramp, rate = soundfile.read(ramps / "b.flac", dtype="int16")
+    soundfile.write(ramps / "b.flac", ramp[::-1], rate)
+    data.open_track.cache_clear()
+    for keep, crop_here in ((32_000, True), (32_000, False), (100_000, True)):
+        dataset, _ = make(ramps, keep, crop_here, stored=True)
+        with pytest.raises(UserError, match="b: its audio is not what was labelled"):
+            for _ in range(1000 if keep == 32_000 and crop_here else 1):
+                dataset["b"]
+    for _ in range(100):
+        dataset["c"]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -6,7 +7,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from espnet_atm.errors import UserError, one_line_errors, read_config, read_text
+from espnet_atm.errors import (
+    UserError,
+    one_line_errors,
+    read_config,
+    read_text,
+    telling_full_disk,
+)
 
 
 def said(error) -> str:
@@ -78,3 +85,18 @@ def test_what_is_no_config_is_refused_by_name(tmp_path, content):
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(UserError, match="c.yaml: "):
         read_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_says_that_the_run_can_go_on(code):
+    with pytest.raises(SystemExit) as e, telling_full_disk("exp/labels: labels"):
+        raise OSError(code, os.strerror(code), "exp/labels/labels.bin")
+    message = f"exp/labels: labels cannot be written: {os.strerror(code)}. Make room and run"
+    assert str(e.value).startswith(message)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), UserError("x"), OSError("x")])
+def test_what_is_no_full_disk_is_told_elsewhere(error):
+    with pytest.raises(type(error)) as e, telling_full_disk("labels"):
+        raise error
+    assert e.value is error

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
@@ -8,6 +9,7 @@ from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
     measured_grid,
+    nearest_frames,
     subsampling_layers,
 )
 from espnet_atm.preencoder import Conv2dPreEncoder
@@ -93,3 +95,16 @@ def test_a_model_without_frame_rate_is_refused():
 def test_unknown_front_ends_are_refused():
     with pytest.raises(ValueError, match="front end Linear are not known"):
         frontend_layers(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("there", [(160, 199.5), (640, 479.5), (320, 199.5), (88.2, 40.3)])
+@pytest.mark.parametrize("frames", [(640, 479.5), (320, 199.5), (160, -0.5)])
+def test_nearest_frames_are_nearest_in_time(there, frames):
+    found = nearest_frames(FrameGrid(*there), FrameGrid(*frames), 50)
+    assert found.dtype == np.int64 and found.shape == (50,)
+    numbers = np.arange(-20, 1000)
+    times = there[1] + there[0] * numbers
+    for index, number in enumerate(found):
+        distances = np.abs(times - (frames[1] + frames[0] * index))
+        assert distances[numbers == number] == pytest.approx(distances.min(), abs=1e-9)
+    assert len(nearest_frames(FrameGrid(*there), FrameGrid(*frames), 0)) == 0

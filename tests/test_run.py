@@ -47,6 +47,7 @@ def test_paths_are_from_the_callers_folder(clone, tmp_path):
     words += ["--train-config", "conf/mine.yaml"]
     words += ["--scorer_tag", "packed.zip", "--asr_config", "conf/train.yaml", "--size", ""]
     words += ["--scorer-tag", "conf", "--scorer_tag", "someone/model"]
+    words += ["--km_model", "x.pth", "--km-model", "conf", "--km_model", "exp/none"]
     words += ["--test_sets", "x.pth y", "--inference_config", "conf/none.yaml", "--help"]
     assert given(clone, here, *words) == [
         *("--scorer-model", f"{here}/x.pth"),
@@ -57,6 +58,8 @@ def test_paths_are_from_the_callers_folder(clone, tmp_path):
         # What is not there is the recipe's, or a mistake that the recipe names.
         *("--asr_config", "conf/train.yaml", "--size", ""),
         *("--scorer-tag", f"{here}/conf", "--scorer_tag", "someone/model"),
+        *("--km_model", f"{here}/x.pth", "--km-model", f"{here}/conf"),
+        *("--km_model", "exp/none"),
         *("--test_sets", "x.pth y", "--inference_config", "conf/none.yaml", "--help"),
     ]
 

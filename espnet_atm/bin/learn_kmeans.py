@@ -102,11 +102,13 @@ def main(cmd=None) -> None:
         level=logging.INFO,
         format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
     )
-    whole("num_clusters", args.num_clusters, most=MOST_CODES)
+    from espnet_atm.labels import MOST_LABELS  # slow
+
+    whole("num_clusters", args.num_clusters, most=MOST_LABELS)
     whole("seed", args.seed, least=0, most=2**32 - 1)
     if not 0 < args.portion <= 1:
         raise UserError(f"portion: {args.portion} is not above 0 and at most 1")
-    from espnet_atm.bin.score import device_of  # slow
+    from espnet_atm.bin.score import device_of
     from espnet_atm.kmeans import learn_kmeans
     from espnet_atm.labelling import Sample
 
@@ -115,10 +117,10 @@ def main(cmd=None) -> None:
     model_file = Path(args.km_path)
     model_file.parent.mkdir(parents=True, exist_ok=True)
     sample = Sample(model_file, features, dataset, args.portion, args.seed)
-    with telling_full_disk(f"{sample.file}: features"):
+    with telling_full_disk(f"{model_file}: features and clusters"), sample:
         found = sample.collect(args.num_workers)
-    learn_kmeans(found, args.num_clusters, model_file, args.seed)
-    sample.remove()
+        learn_kmeans(found, args.num_clusters, model_file, args.seed)
+        sample.remove()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Runs that share data/, dump/ and exp/: none takes another's files for its own."""
 
 import fcntl
+import re
 import shutil
 import subprocess
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import copy_recipe
+
+from espnet_atm.labels import Labels
 
 WORDS = {"a": "abba", "b": "xyzzy"}
 
@@ -160,19 +163,48 @@ def test_pseudo_labels_of_runs_that_are_started_at_once(dumped, asr):
     assert {"kmeans_4", "kmeans_6"} < {x.name for x in folders}
     for folder in folders:
         clusters = int(folder.name.split("_")[1])
+        assert [x.name for x in folder.glob("km_*")] == [f"km_{clusters}.mdl"]
         for dset, count in (("a_train", 4), ("a_dev", 2)):
-            labels = read(folder / f"data/{dset}/text.km.{folder.name}")
+            labels = Labels(folder / dset / "labels.scp")
             assert len(labels) == count
-            assert all(len(line.split()) == 99 for line in labels)
-            assert all(int(x) < clusters for line in labels for x in line.split()[1:])
-    # Each learned from its own features.
-    learned = [len(read(x)) for x in dumped.glob("dump/x/feats/*/mfcc/*_subset*/feats.scp")]
-    assert sorted(learned) == [2, 2, 4]
+            # A second has 24 of the encoder's frames.
+            assert all(len(row) == 24 and row.max() < clusters for row in labels.values())
+    # Each learned from its own part.
+    learned = [
+        int(re.search(r"clusters of (\d+) frames", log.read_text())[1])
+        for log in dumped.glob("exp/x/kmeans_*/logdir/learn_kmeans.log")
+    ]
+    assert sorted(learned) == [2 * 98, 2 * 98, 4 * 98]
 
     # Statistics of another's labels are not taken: none of these settings has any yet.
     done = run(dumped, *options[:-4], "--stage", "9", "--nclusters", "5")
     assert done.returncode == 1
     assert "has no scores of these data" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_part_of_the_pool_has_the_labels_of_the_whole(dumped, asr):
+    """Whatever --min_confidence leaves out: nothing is labelled again."""
+    options = (
+        *("--asr_train_set", "b_train", "--asr_valid_set", "b_dev"),
+        *("--audio_format", "wav", "--nclusters", "4", "--exact", "true"),
+        *("--scorer_config", asr[0], "--scorer_model", asr[1]),
+        *("--stage", "6", "--stop_stage", "9"),
+    )
+    done = run(dumped, *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    (means,) = dumped.glob("exp/x/confidence_*/a_train/utt2confidence")
+    rows = sorted((line.split() for line in read(means)), key=lambda row: row[1])
+    labels = dumped / "exp/x/kmeans_4/a_train/labels.scp"
+    before = labels.stat().st_mtime_ns
+    done = run(dumped, *options, "--min_confidence", rows[2][1])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert "Labelling" not in done.stdout and "Learning" not in done.stdout
+    assert labels.stat().st_mtime_ns == before and len(Labels(labels)) == 4
+    assert [x.name for x in dumped.glob("exp/x/kmeans_*")] == ["kmeans_4"]
+    shape = read(dumped / "exp/x/ssl_stats_raw/train/speech_shape")
+    sure = {utt for utt, mean in rows if mean >= rows[2][1]}
+    assert {line.split()[0] for line in shape} == sure and len(sure) < 4
 
 
 MAKE_DATA = """#!/usr/bin/env bash

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def refused(recipe, *options, **more) -> str:
         *(("ssl_max_epoch", x) for x in ("abc", "0", "1e3")),
         *(("asr_max_epoch", "abc"), ("max_skipped", "-1"), ("max_skipped", "all")),
         *(("km_portion", x) for x in ("2", "0", "0,5", "nan", "")),
+        *(("km_layer", x) for x in ("0", "x", "-1")),
         *(("min_wav_duration", x) for x in ("x", "-1", "nan")),
         *(("max_wav_duration", x) for x in ("0.1", "inf")),
         *(("min_confidence", x) for x in ("0,5", "1.5", "-1", "nan", "abc")),
@@ -214,6 +216,56 @@ def names(done) -> dict[str, str]:
     assert done.returncode == 0, done.stderr
     found = re.findall(r"\) (Scorer|Pre-training|Fine-tuning on \S+): (.*)", done.stdout)
     return {key.split()[0]: value for key, value in found}
+
+
+@pytest.mark.parametrize("script", ["./atm.sh", "./run.sh"])
+def test_a_model_to_label_by_is_looked_for_at_once(recipe, tmp_path, script):
+    """Both options, and both files of the model."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "empty.pth").touch()
+    (run_dir / "5epoch.pth").write_text("weights")
+    for options, message in (
+        (("--km_model", run_dir), "--km_model and --km_layer go together"),
+        (("--km_layer", "6"), "--km_model and --km_layer go together"),
+        (("--km_model", tmp_path / "x", "--km_layer", "6"), f"an empty one: {tmp_path}/x"),
+        (("--km_model", run_dir, "--km_layer", "6"), f"an empty one: {run_dir}/latest.pth"),
+        (
+            ("--km_model", run_dir / "empty.pth", "--km_layer", "6"),
+            f"an empty one: {run_dir}/empty.pth",
+        ),
+        (
+            ("--km_model", run_dir / "5epoch.pth", "--km_layer", "6"),
+            f"an empty one: {run_dir}/config.yaml",
+        ),
+        (("--km_model", "5epoch.pth", "--km_layer", "6"), "an empty one: 5epoch.pth"),
+        (("--km_model", "a b", "--km_layer", "6"), "--km_model a b"),
+    ):
+        assert message in refused(recipe, "--corpus", "mini", *options, script=script)
+
+
+def test_a_model_to_label_by_is_in_the_name(recipe, tmp_path):
+    for name in ("latest.pth", "5epoch.pth", "config.yaml"):
+        (tmp_path / name).write_text(name)
+    options = ("--corpus", "mine", "--skip_data_prep", "true", "--km_layer", "6")
+    for model, weights in ((tmp_path, "latest.pth"), (tmp_path / "5epoch.pth", "5epoch.pth")):
+        expdir = tmp_path / f"exp_{weights}"
+        words = ["./atm.sh", *options, "--expdir", str(expdir), "--km_model", str(model)]
+        process = subprocess.Popen(
+            words,
+            cwd=recipe,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # What comes after its name takes long.
+        while not (found := list(expdir.glob("conf/*.yaml"))):
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        digest = hashlib.md5(f"config.yaml{weights}".encode()).hexdigest()[:8]
+        assert found[0].stem.endswith(f"_atm_high_0.4x10_km{digest}_layer6")
 
 
 LONG = "--optim_conf lr=0.001 --optim_conf weight_decay=0.01 --grad_clip 5"

@@ -15,6 +15,8 @@ import yaml
 from cluster import slurm  # noqa: F401
 from conftest import copy_recipe
 
+from espnet_atm.labels import Labels
+
 OPTIONS = [
     *("--nj", "2"),
     *("--stage", "1", "--stop-stage", "12", "--local_data_opts", "--scale 0.04"),
@@ -107,13 +109,14 @@ def test_pipeline(recipe):
         os.chdir(recipe)  # paths in the scp are relative to the recipe
         assert all(len(x) for x in kaldiio.load_scp(str(scp)).values())
 
-    # The whole pool has pseudo-labels; features were written of half of it only.
-    dumped = recipe.glob("dump/mini/feats/**/feats.scp")
-    (features,) = (x.read_text().splitlines() for x in dumped)
-    pool = recipe / "dump/mini/raw/mini_unlabelled"
-    utts = (pool / "wav.scp").read_text().splitlines()
-    labels = (pool / "text.km.kmeans_8").read_text().splitlines()
-    assert len(labels) == len(utts) and len(features) == len(utts) // 2
+    # The whole pool has pseudo-labels, and what they were learned from is gone.
+    for dset in ("mini_unlabelled", "mini_unlabelled_dev"):
+        labels = Labels(recipe / f"exp/mini/kmeans_8/{dset}/labels.scp")
+        wavs = (recipe / f"dump/mini/raw/{dset}/wav.scp").read_text().splitlines()
+        assert list(labels) == [line.split()[0] for line in wavs]
+        assert all(len(row) and row.max() < 8 for row in labels.values())
+    kmeans = recipe / "exp/mini/kmeans_8"
+    assert [x.name for x in kmeans.glob("km_8*")] == ["km_8.mdl"]
 
     # What one came for: error rates, the report, and a model for stock ESPnet.
     end = log[log.index("The results of this run:") :]
@@ -194,6 +197,9 @@ def test_sure_utterances_only(recipe):
     assert f"{len(sure)} of {len(means)} utterances kept" in log
     shape = recipe / "exp/mini/ssl_stats_raw/train/speech_shape"
     assert {line.split()[0] for line in shape.read_text().splitlines()} == sure
+    # Their labels are among those of the whole pool, which the first run that needs them makes.
+    (labels,) = recipe.glob("exp/mini/kmeans_8*/mini_unlabelled/labels.scp")
+    assert len(Labels(labels)) == len(means)
 
 
 def scoring_pids(job: str) -> list[int]:

@@ -397,12 +397,13 @@ if [ -n "${km_model}${km_layer}" ]; then
         || die "--km_model and --km_layer go together"
     plain --km_model "${km_model}"
     [ ! -d "${km_model}" ] || km_model+=/${inference_ssl_model}
-    for file in "${km_model}" "${km_model%/*}/config.yaml"; do
-        [ -s "${file}" ] || die "--km_model ${km_model}: there is no ${file}"
+    km_config=$(dirname "${km_model}")/config.yaml
+    for file in "${km_model}" "${km_config}"; do
+        { [ -f "${file}" ] && [ -s "${file}" ]; } \
+            || die "--km_model ${km_model}: no such file, or an empty one: ${file}"
     done
-    km_args="--ssl_train_config ${km_model%/*}/config.yaml --ssl_model_file ${km_model}"
-    km_args+=" --layer ${km_layer}"
-    km_sum=$(cat "${km_model%/*}/config.yaml" "${km_model}" | md5sum | cut -c-8)
+    km_args="--ssl_train_config ${km_config} --ssl_model_file ${km_model} --layer ${km_layer}"
+    km_sum=$(cat "${km_config}" "${km_model}" | md5sum | cut -c-8)
 fi
 # What is the same for all sets of a dump/ must not change under another run.
 dump_settings="--fs ${fs} --audio_format ${audio_format} --min_wav_duration ${min_wav_duration}"
