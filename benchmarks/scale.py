@@ -251,7 +251,8 @@ def make_pool(folder: Path, recording: Path, utterances: int) -> None:
         means.write(f"{utt} {128 / 255:.6f}\n".encode())
         line = f"{utt} {last - first} {RATE} {found} 0 {zlib.crc32(track):08x}\n"
         audio.write(line.encode())
-        record = struct.pack("<III", frames, zlib.crc32(labels), int(found, 16)) + labels
+        audio_sum = int(found, 16)
+        record = struct.pack("<III", frames, zlib.crc32(labels, audio_sum), audio_sum) + labels
         for scp, ark, content in (
             (scores, score_ark, track),
             (label_scp, label_bin, record),

@@ -258,12 +258,12 @@ class LabelWriter(contextlib.AbstractContextManager):
         """Find what is done, and cut off what is behind it."""
         end, size, path = 0, 0, self.dir / "labels.bin"
         self.scp.seek(0)
-        for number, line in enumerate(self.scp, 1):
+        for line_number, line in enumerate(self.scp, 1):
             if not line.endswith(b"\n"):
                 break
             row = line.decode("utf-8", errors="replace").split(maxsplit=1)
             found = SOURCE.fullmatch(row[1].strip()) if len(row) == 2 else None
-            where = f"{self.scp.name}:{number}"
+            where = f"{self.scp.name}:{line_number}"
             index = self.utterances.find(row[0]) if found else None
             if index is None or self.done[index]:
                 raise UserError(
