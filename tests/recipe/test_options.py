@@ -386,13 +386,15 @@ def test_arguments_that_a_command_does_not_take(option, value):
 def config_at_8k(tmp_path):
     """Configs whose front ends are for 8 kHz; makes them with another hop."""
 
-    def make(hop=80):
+    def make(hop=80, labels=4):
         files = []
         for name in ("hubert_conformer_mini_atm", "asr_conformer_mini"):
             config = yaml.safe_load((TUNING / f"train_{name}.yaml").read_text())
             config["frontend_conf"].update(
                 fs="8k", n_fft=256, win_length=200, hop_length=hop
             )
+            if "hubert" in name:
+                config["collate_fn_conf"] = {"label_downsampling": labels}
             files.append(tmp_path / f"train_{name}_8k.yaml")
             files[-1].write_text(yaml.safe_dump(config))
         return "--train_config", files[0], "--asr_config", files[1]
@@ -407,6 +409,8 @@ def test_configs_of_8_khz(recipe, config_at_8k):
     assert "is for audio of 8000 Hz" in run(recipe, *options, *config_at_8k()).stderr
     line = run(recipe, *options, "--fs", "8000", *config_at_8k(hop=160)).stderr
     assert "takes 640 samples of 8000 Hz, 80 ms, but label_downsampling: 4" in line
+    done = run(recipe, *options, "--fs", "8000", *config_at_8k(hop=160, labels=1))
+    assert "no test set: name them" in done.stderr
 
 
 def test_a_scorer_without_weights_is_refused_at_the_start(recipe, asr, tmp_path):
