@@ -14,6 +14,7 @@ TUNING = RECIPE / "conf" / "tuning"
 OBJECTIVES = ("hubert", "wav2vec2", "w2v_bert", "best_rq")
 SIZES = ("mini", "l", "xl")
 PAPER = {"l": 100, "xl": 600}  # millions of parameters
+GPUS = {"l": 8, "xl": 32}
 
 CONFIGS = [
     *((x, "conformer", size) for x in OBJECTIVES for size in SIZES),
@@ -55,6 +56,11 @@ def test_number_of_parameters(objective, encoder, size, tmp_path):
             f"# {kept:.0f} M parameters in convolutions and encoder, "
             f"{total:.0f} M with the loss's.\n"
         ) in text
+        updates = args.num_iters_per_epoch / args.accum_grad
+        # 140 crops of 800 frames at a time; 6 operations a parameter and frame, 1e14 a second
+        seconds = updates * 140 * args.accum_grad * 800 * 6e6 * total / 1e14 / GPUS[size]
+        said = f"{updates:.0f} updates, {seconds / 60:.0f} minutes on {GPUS[size]} GPUs"
+        assert said in text
     ATMSSLTask.build_optimizers(args, model)  # takes the options
     # 40 ms as in the paper, 20 ms as in wav2vec 2.0.
     assert encoder_grid(args).shift == {"conformer": 640, "transformer": 320}[encoder]
@@ -76,7 +82,8 @@ LAYERS = {
 @pytest.mark.parametrize("objective, size", LAYERS)
 def test_l_and_xl_are_as_the_paper_has_them(objective, size):
     layers, context_layers, updates = LAYERS[objective, size]
-    config = yaml.safe_load(path(objective, "conformer", size, "atm").read_text())
+    text = path(objective, "conformer", size, "atm").read_text()
+    config = yaml.safe_load(text)
     encoder, (loss,) = config["encoder_conf"], config["loss"]
     assert encoder["num_blocks"] == layers
     assert loss["conf"].get("context_layers") == context_layers
@@ -89,6 +96,7 @@ def test_l_and_xl_are_as_the_paper_has_them(objective, size):
     assert config["scheduler_conf"] == {"warmup_steps": 25_000}
     iterations = config["num_iters_per_epoch"] * config["max_epoch"]
     assert iterations / config["accum_grad"] == updates
+    assert f"# {updates // 1000}k updates" in text
     quantizer = ("num_codes", "code_dim", "final_dim", "gumbel_temperature")
     quantizer = [loss["conf"].get(x) for x in quantizer]
     if objective == "w2v_bert":
