@@ -99,18 +99,22 @@ def export(
     state = {k: v for k, v in state.items() if not k.startswith(DROPPED)}
     if config.get("preencoder") == "conv2d":
         # Imported late: the command's help must not wait for ESPnet's imports.
-        from espnet_atm.preencoder import check_encoder
+        from espnet_atm.preencoder import check_encoder, stock_weights
 
         check_encoder(config["encoder"], config["encoder_conf"])
         encoder_conf = {**config["encoder_conf"], "input_layer": "conv2d"}
         new.update(preencoder=None, preencoder_conf={}, encoder_conf=encoder_conf)
+        ours = "preencoder.embed."
+        embed = {k[len(ours) :]: v for k, v in state.items() if k.startswith(ours)}
         state = {
             # encoder.embed.0 is the positional encoding, here and there
-            k.replace("preencoder.embed.", "encoder.embed.", 1).replace(
-                "encoder.embed.0.", "encoder.embed.pos_enc.", 1
-            ): v
+            k.replace("encoder.embed.0.", "encoder.embed.pos_enc.", 1): v
             for k, v in state.items()
+            if not k.startswith(ours)
         }
+        if embed:
+            wide = stock_weights(embed).items()
+            state.update((f"encoder.embed.{k}", v) for k, v in wide)
     elif config.get("preencoder") is not None:
         # The SSL task finds it out; the ASR task wants to be told.
         conf = config.get("preencoder_conf") or {}

@@ -1,8 +1,9 @@
 """The paper's feature encoder as an ESPnet preencoder."""
 
-from typing import Any, Mapping, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
@@ -46,21 +47,30 @@ class Conv2dPreEncoder(AbsPreEncoder):
     Args:
         input_size: features a frame, e.g. 80 log-mel energies.
         output_size: the encoder's size.
+        channels: of both convolutions, ``output_size`` at most; null: as many, which
+            ESPnet's layer always has.
 
     Raises:
         UserError: on sizes of a wrong kind or out of range.
     """
 
-    def __init__(self, input_size: int, output_size: int):
+    def __init__(
+        self, input_size: int, output_size: int, channels: Optional[int] = None
+    ):
         super().__init__()
         # Two convolutions of 3, each of stride 2.
         whole("preencoder_conf.input_size", input_size, least=7, most=MOST_DIMENSIONS)
         whole("preencoder_conf.output_size", output_size, most=MOST_DIMENSIONS)
+        if channels is None:
+            channels = output_size
+        whole("preencoder_conf.channels", channels, most=output_size)
         self._output_size = output_size
         # Positions are added by the encoder, after masking.
         self.embed = Conv2dSubsampling(
-            input_size, output_size, 0.0, pos_enc=torch.nn.Identity()
+            input_size, channels, 0.0, pos_enc=torch.nn.Identity()
         )
+        if channels != output_size:
+            self.embed.out = torch.nn.Linear(self.embed.out.in_features, output_size)
 
     def output_size(self) -> int:
         return self._output_size
@@ -80,3 +90,29 @@ class Conv2dPreEncoder(AbsPreEncoder):
         mask = ~make_pad_mask(input_lengths, maxlen=input.size(1))[:, None]  # (B, 1, T)
         output, mask = self.embed(input, mask.to(input.device))
         return output, mask.sum(dim=(1, 2))
+
+
+def stock_weights(state: Mapping[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """Weights with which ESPnet's layer, as wide as its output, computes the same.
+
+    The channels that are added put out zeros and get no gradient, whatever is trained.
+
+    Args:
+        state: of ``Conv2dPreEncoder.embed``.
+    """
+    channels, output_size = len(state["conv.0.bias"]), len(state["out.bias"])
+    more = output_size - channels
+    bands = state["out.weight"].size(1) // channels
+    # What is added behind each axis, the last axis first.
+    added = {
+        "conv.0.weight": (0, 0, 0, more),  # (channels, 1, 3, 3)
+        "conv.0.bias": (more,),
+        "conv.2.weight": (0, 0, more, more),  # (channels, channels, 3, 3)
+        "conv.2.bias": (more,),
+        "out.weight": (more * bands, 0),  # (output_size, channels * bands)
+        "out.bias": (0,),
+    }
+    return {
+        name: F.pad(state[name], [x for behind in axes for x in (0, behind)])
+        for name, axes in added.items()
+    }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import LOSSES
+from conftest import LOSSES, RECIPE
 from test_task import WAV2VEC
 
 from espnet_atm.export import asr_lines, export, for_espnet, read_run, write_export
@@ -114,11 +114,11 @@ def pretrained(ssl_command):
     return make
 
 
-@pytest.mark.parametrize("path", ["conv2d", "wav2vec_cnn", "w2v_bert"])
+@pytest.mark.parametrize("path", ["narrow", "wav2vec_cnn", "w2v_bert"])
 def test_stock_espnet_computes_the_same_by_frontend(pretrained, tmp_path, path):
     loss = [{"name": "w2v_bert", "conf": LOSSES["w2v_bert"]}]
     configs = {
-        "conv2d": {},
+        "narrow": {"preencoder_conf": {"output_size": 16, "channels": 6}},
         "wav2vec_cnn": WAV2VEC,
         "w2v_bert": {"loss": loss, "token_list": []},
     }
@@ -134,6 +134,31 @@ def test_stock_espnet_computes_the_same_by_frontend(pretrained, tmp_path, path):
     torch.testing.assert_close(
         got, expected[0] if isinstance(expected, tuple) else expected
     )
+
+
+@pytest.mark.slow
+def test_size_l_computes_the_same_in_stock_espnet(tmp_path):
+    config = RECIPE / "conf" / "tuning" / "train_w2v_bert_conformer_l_atm.yaml"
+    args = ATMSSLTask.get_parser().parse_args(["--config", str(config)])
+    args.token_list = []
+    torch.manual_seed(0)
+    model = ATMSSLTask.build_model(args).eval()
+    speech = torch.randn(2, 16000)
+    with torch.no_grad():
+        expected, _, _ = model.inference_encode(speech, torch.full((2,), 16000))
+    torch.save(model.state_dict(), tmp_path / "latest.pth")
+    del model
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    file = tmp_path / "export" / "latest.pth"
+    made = for_espnet(*read_run(tmp_path / "config.yaml", tmp_path / file.name), file)
+    write_export(file.parent, tmp_path, made.files)
+    del made
+    np.save(tmp_path / "speech.npy", speech.numpy())
+    run_without_the_package(
+        BY_FRONTEND, file, tmp_path / "speech.npy", tmp_path / "feats.npy"
+    )
+    found = torch.from_numpy(np.load(tmp_path / "feats.npy"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def asr_train(config: dict, folder: Path, *arguments: str) -> dict:

@@ -15,7 +15,8 @@ such encoder itself, takes the folder as ``frontend: huggingface``.
 
 What only pre-training needs, losses and masks, is left out; for Hugging Face the mask's
 embedding and the heads of wav2vec 2.0 are kept. The ``conv2d`` preencoder becomes the
-encoder's own ``input_layer: conv2d``, which has the same weights.
+encoder's own ``input_layer: conv2d``, which has the same weights, and zeros for the
+channels that a narrower preencoder lacks.
 
 The model must be the config's to the last weight. Files in the output folder that are
 not an earlier export's of the same run are never overwritten; ``exported.json`` there

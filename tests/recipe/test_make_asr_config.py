@@ -38,7 +38,7 @@ def test_fine_tuning_takes_the_encoder_from_pre_training(make):
     config, pretrained = make()
     assert pretrained == ["x.pth:encoder:encoder"]
     assert config["encoder_conf"]["input_layer"] == "conv2d"
-    assert config["encoder_conf"]["num_blocks"] == 6
+    assert config["encoder_conf"]["num_blocks"] == 4
     before = yaml.safe_load(ASR.read_text())
     kept = set(before) - {"frontend_conf", "encoder_conf"}
     assert all(config[key] == before[key] for key in kept) and "specaug" in kept
@@ -75,5 +75,5 @@ def test_the_transducer_of_size_l_fine_tunes_xl(make, tmp_path):
     args = ASRTask.get_parser().parse_args(args)
     with torch.device("meta"):
         model = ASRTask.build_model(args)
-    assert len(model.encoder.encoders) == 32 and model.use_transducer_decoder
+    assert len(model.encoder.encoders) == 24 and model.use_transducer_decoder
     assert 550 < sum(p.numel() for p in model.parameters()) / 1e6 < 650
