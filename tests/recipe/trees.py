@@ -189,9 +189,16 @@ def ami(root: Path, turns: int = 3) -> None:
     )
 
 
+TEDLIUM2_TALKS = {
+    "dev": "AlGore_2009",
+    "test": "BillGates_2010",
+    "train": "911Mothers_2010W",
+}
+
+
 def tedlium2(root: Path) -> None:
-    """``<root>/TEDLIUM_release2/{dev,test}/{sph,stm}``."""
-    for part, talk in (("dev", "AlGore_2009"), ("test", "BillGates_2010")):
+    """``<root>/TEDLIUM_release2/{dev,test,train}/{sph,stm}``."""
+    for part, talk in TEDLIUM2_TALKS.items():
         folder = root / "TEDLIUM_release2" / part
         (folder / "stm").mkdir(parents=True)
         now, heard, lines = 1.0, [], []
@@ -200,6 +207,9 @@ def tedlium2(root: Path) -> None:
             heard.append((now, speech))
             end = now + len(speech) / RATE
             words = text.lower().replace(" ", " <sil> ", 1)
+            if part == "train":  # variants of a word, and each line ends with a name
+                words = words.replace(" <sil>", "(2) <sil>", 1)
+                words += f" ({talk}-{now:.2f}-{end:.2f}-F0_F-S{number})"
             lines.append(f"{talk} 1 {talk} {now:.2f} {end:.2f} <o,f0,male> {words}")
             if number == 0:
                 lines.append(
@@ -211,7 +221,7 @@ def tedlium2(root: Path) -> None:
         say(folder / f"sph/{talk}.sph", heard, now)
 
 
-# The columns of test.tsv, by release.
+# The columns of the lists, by release.
 COMMONVOICE_5 = (
     "client_id path sentence up_votes down_votes age gender accent locale segment"
 )
@@ -219,19 +229,24 @@ COMMONVOICE_17 = (
     "client_id path sentence_id sentence sentence_domain up_votes down_votes age "
     "gender accents variant locale segment"
 )
+# The speakers c0ffee<n> of the clips, by list. All are validated, and two more clips: one
+# of a test speaker, and one of a dev speaker.
+COMMONVOICE_LISTS = {"test": (0, 1, 2, 3), "dev": (4, 5), "train": (6, 7, 8)}
+COMMONVOICE_MORE = (0, 5)
 
 
 def commonvoice(root: Path, columns: str = COMMONVOICE_5) -> None:
-    """``<root>/cv-corpus-5.1-2020-06-22/en``: test.tsv and clips at 48 kHz."""
+    """``<root>/cv-corpus-5.1-2020-06-22/en``: lists, and clips at 48 kHz."""
     folder = root / "cv-corpus-5.1-2020-06-22" / "en"
-    lines = ["\t".join(columns.split())]
-    for number in range(4):
+    lists = {x: [] for x in (*COMMONVOICE_LISTS, "validated")}
+    speakers = {x: part for part, found in COMMONVOICE_LISTS.items() for x in found}
+    for number, speaker in enumerate((*speakers, *COMMONVOICE_MORE)):
         text, speech = sentence("cv", number)
         clip = f"common_voice_en_{number + 100}.mp3"
         seconds = len(speech) / RATE + 0.5
         say(folder / "clips" / clip, [(0.2, speech)], seconds, rate=48000)
         row = {
-            "client_id": f"c0ffee{number}",
+            "client_id": f"c0ffee{speaker}",
             "path": clip,
             "sentence_id": f"{number:064x}",
             "sentence": text.capitalize() + ".",
@@ -240,8 +255,13 @@ def commonvoice(root: Path, columns: str = COMMONVOICE_5) -> None:
             "gender": "female",
             "locale": "en",
         }
-        lines.append("\t".join(row.get(x, "") for x in columns.split()))
-    (folder / "test.tsv").write_text("\n".join(lines) + "\n")
+        line = "\t".join(row.get(x, "") for x in columns.split())
+        lists["validated"].append(line)
+        if number < len(speakers):
+            lists[speakers[speaker]].append(line)
+    for name, lines in lists.items():
+        header = "\t".join(columns.split())
+        (folder / f"{name}.tsv").write_text("\n".join([header, *lines]) + "\n")
 
 
 def chime6(root: Path) -> None:

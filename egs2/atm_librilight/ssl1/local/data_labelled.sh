@@ -176,39 +176,77 @@ ami() {
 }
 
 tedlium2() {
-    # prepare_data.sh goes over dev, test and train, in this order; train is not needed.
+    # prepare_data.sh goes over dev, test and train, in this order.
+    local dset train="${PWD}/corpus/TEDLIUM_release2/train"
     mkdir -p data
-    local/prepare_data.sh "${PWD}/corpus" || [ -s data/test.orig/segments ] \
-        || fail "TED-LIUM: ${TEDLIUM2}/TEDLIUM_release2 has no dev and test"
-    for dset in dev test; do
+    if [ -d "${train}" ]; then
+        local/prepare_data.sh "${PWD}/corpus"
+    else
+        log "TED-LIUM: no TEDLIUM_release2/train: tedlium2_train is not made"
+        local/prepare_data.sh "${PWD}/corpus" || [ -s data/test.orig/segments ] \
+            || fail "TED-LIUM: ${TEDLIUM2}/TEDLIUM_release2 has no dev and test"
+    fi
+    for dset in train dev test; do
+        [ "${dset}" != train ] || [ -d "${train}" ] || continue
         utils/data/modify_speaker_info.sh --seconds-per-spk-max 180 "data/${dset}.orig" \
             "data/${dset}"
-        evaluate "data/${dset}" "tedlium2_${dset}"
+        publish "data/${dset}" "tedlium2_${dset}"
+        [ "${dset}" = train ] || echo "tedlium2_${dset}" >> test_sets
     done
 }
 
-commonvoice() {
-    local tsv bad
-    # Of several releases the newest, which is not the last in the alphabet.
-    tsv=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort -V | tail -n 1)
-    [ -n "${tsv}" ] || fail "Common Voice: no en/test.tsv in ${COMMONVOICE}"
-    log "Common Voice: ${tsv} is taken"
-    # The stock script takes the third column for the sentence: since release 17, it is not.
-    mkdir -p data release
-    ln -s "${PWD}/$(dirname "${tsv}")/clips" release/clips
+# commonvoice_list DIR PART: release/PART.tsv, which the stock script reads. It takes the third
+# column for the sentence: since release 17, it is not.
+commonvoice_list() {
     awk -F '\t' -v OFS='\t' '
         NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i
                   if (!(at["client_id"] && at["path"] && at["sentence"])) exit 1 }
         { print $at["client_id"], $at["path"], $at["sentence"] }
-    ' "${tsv}" > release/test.tsv || fail "Common Voice: ${tsv} lacks one of the columns" \
-        "client_id, path and sentence; it has: $(head -n 1 "${tsv}")"
-    # The stock script leaves out what is empty.
-    bad=$(tail -n +2 release/test.tsv | cut -f 2 | while IFS= read -r clip; do
+    ' "$1/$2.tsv" > "release/$2.tsv" || fail "Common Voice: $1/$2.tsv lacks one of the columns" \
+        "client_id, path and sentence; it has: $(head -n 1 "$1/$2.tsv")"
+    # The stock script leaves out what is empty, of which releases have some; an evaluation set
+    # without them is another set.
+    local bad empty=0
+    bad=$(tail -n +2 "release/$2.tsv" | cut -f 2 | while IFS= read -r clip; do
         [ -s "release/clips/${clip}" ] || echo "${clip}"
     done)
-    [ -z "${bad}" ] || fail "Common Voice: $(wc -l <<< "${bad}") clips of ${tsv} are missing or" \
-        "empty, the first: clips/${bad%%$'\n'*}"
-    local/data_prep.pl "${PWD}/release" test data/test_en
+    if [ "$2" = validated ] && [ -n "${bad}" ]; then
+        empty=$(wc -l <<< "${bad}")
+        bad=$(while IFS= read -r clip; do
+            [ -e "release/clips/${clip}" ] || echo "${clip}"
+        done <<< "${bad}")
+        [ -n "${bad}" ] || log "Common Voice: ${empty} clips of $1/$2.tsv are empty and left out"
+    fi
+    [ -z "${bad}" ] || fail "Common Voice: $(wc -l <<< "${bad}") clips of $1/$2.tsv are missing" \
+        "or empty, the first: clips/${bad%%$'\n'*}"
+}
+commonvoice() {
+    local dir part
+    # Of several releases the newest, which is not the last in the alphabet.
+    dir=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort -V | tail -n 1)
+    [ -n "${dir}" ] || fail "Common Voice: no en/test.tsv in ${COMMONVOICE}"
+    log "Common Voice: ${dir} is taken"
+    dir=${dir%/*}
+    mkdir -p data release
+    ln -s "${PWD}/${dir}/clips" release/clips
+    for part in test dev validated; do
+        if [ ! -e "${dir}/${part}.tsv" ]; then
+            log "Common Voice: no ${part}.tsv: commonvoice_{train,dev} is not made"
+            break
+        fi
+        commonvoice_list "${dir}" "${part}"
+        local/data_prep.pl "${PWD}/release" "${part}" "data/${part}_en"
+    done
+    if [ -d data/validated_en ]; then
+        # The stock recipe takes what is validated less the clips of dev and test; their
+        # speakers have said more.
+        sort -u data/{dev,test}_en/spk2utt | cut -d ' ' -f 1 > data/held_out
+        utils/filter_scp.pl --exclude data/held_out data/validated_en/spk2utt \
+            | cut -d ' ' -f 1 > data/speakers
+        utils/subset_data_dir.sh --spk-list data/speakers data/validated_en data/train_en
+        publish data/train_en commonvoice_train
+        publish data/dev_en commonvoice_dev
+    fi
     evaluate data/test_en commonvoice_test
 }
 
@@ -253,7 +291,8 @@ for corpus in librispeech:LIBRISPEECH:librispeech/asr1 ami:AMI:ami/asr1 \
     ) > "${work}/${name}.log" 2>&1
     code=$?
     set -e
-    grep -E '^(AMI: )|: [^ ]+ is taken$|: [0-9]+ of [0-9]+ utterances|: no .* is not made' "${work}/${name}.log" || true
+    grep -E '^AMI: |: [^ ]+ is taken$|: [0-9]+ of [0-9]+ utterances|: no .* is not made|left out$' \
+        "${work}/${name}.log" || true
     if [ "${code}" -eq 0 ]; then
         made+=" ${name}"
         cat "${work}/${name}/test_sets" >> "${list}.partial"
