@@ -294,3 +294,93 @@ def chime6(root: Path) -> None:
         (folder / f"{session}.json").write_text(json.dumps(turns, indent=1))
         for channel in (1, 2, 3, 4):
             say(root / "audio" / part / f"{session}_U01.CH{channel}.wav", heard, now)
+
+
+def nist_header(samples: int, rate: int, channels: int, coding: str, width: int) -> bytes:
+    """The 1024 bytes at the beginning of a SPHERE file."""
+    fields = (
+        *("NIST_1A", "   1024", f"channel_count -i {channels}"),
+        *(f"sample_count -i {samples}", f"sample_rate -i {rate}"),
+        *(f"sample_n_bytes -i {width}", f"sample_byte_format -s{width} {'10'[:width]}"),
+        *(f"sample_coding -s{len(coding)} {coding}", "end_head"),
+    )
+    return "\n".join([*fields, ""]).encode().ljust(1024)
+
+
+def shortened(audio: np.ndarray) -> bytes:
+    """16-bit samples (N,) as Shorten 2 packs them: differences in a Rice code."""
+
+    def unsigned(value: int, low: int) -> str:
+        bits = f"{value & (1 << low) - 1:0{low}b}" if low else ""
+        return "0" * (value >> low) + "1" + bits
+
+    def number(value: int) -> str:
+        return unsigned(value.bit_length(), 2) + unsigned(value, value.bit_length())
+
+    size, low = 256, 8
+    # Big-endian samples, channels, block, no linear prediction, no mean, nothing skipped.
+    bits = [number(x) for x in (3, 1, size, 0, 0, 0)]
+    steps = np.diff(audio.astype(int), prepend=0)
+    for begin in range(0, len(steps), size):
+        block = steps[begin : begin + size]
+        if len(block) < size:
+            bits += [unsigned(5, 2), number(len(block))]
+        bits += [unsigned(1, 2), unsigned(low - 1, 3)]
+        bits += [unsigned(int(x) << 1 if x >= 0 else ~int(x) << 1 | 1, low) for x in block]
+    stream = "".join([*bits, unsigned(4, 2)])
+    stream = stream.ljust(-(-len(stream) // 32) * 32, "0")
+    return b"ajkg\2" + int(stream, 2).to_bytes(len(stream) // 8, "big")
+
+
+# Sets of WSJ: the index that lists it, the disk and folder of its audio, the disk and folder
+# of its transcripts, and the speakers.
+WSJ_SETS = (
+    ("11-13.1/wsj0/doc/indices/train/tr_s_wv1.ndx", "11-2.1/wsj0/si_tr_s")
+    + ("11-4.1/wsj0/transcrp/dots/si_tr_s", ("01t", "01u")),
+    ("13-34.1/wsj1/doc/indices/si_tr_s.ndx", "13-1.1/wsj1/si_tr_s")
+    + ("13-34.1/wsj1/trans/wsj1/si_tr_s", ("460",)),
+    ("13-34.1/wsj1/doc/indices/h1_p0.ndx", "13-16.1/wsj1/si_dt_20")
+    + ("13-34.1/wsj1/trans/wsj1/si_dt_20", ("4k0",)),
+    ("11-13.1/wsj0/doc/indices/test/nvp/si_et_20.ndx", "11-14.1/wsj0/si_et_20")
+    + ("11-14.1/wsj0/transcrp/dots/si_et_20", ("440",)),
+    ("13-32.1/wsj1/doc/indices/wsj1/eval/h1_p0.ndx", "13-33.1/wsj1/si_et_h1")
+    + ("13-32.1/wsj1/trans/wsj1/si_et_h1", ("4oa",)),
+)
+# Words in a transcript that stand for what is heard, and for what is not.
+WSJ_MARKS = (
+    ("", ""),
+    (" ,COMMA", " COMMA"),
+    (" {LEFT-BRACE [loud_breath] <again> }RIGHT-BRACE ~", " LEFT BRACE AGAIN RIGHT BRACE"),
+    (" I\\. B\\. M\\. pre(sident)- .", " I B M PRE"),
+)
+
+
+def wsj(root: Path) -> None:
+    """``<root>/{wsj0,wsj1}/<disk>``: indices, packed audio, and transcripts."""
+    for index, audio, dots, speakers in WSJ_SETS:
+        lines = [";; File: of WSJ"]
+        for speaker in speakers:
+            texts = []
+            for number, (mark, _) in enumerate(WSJ_MARKS):
+                text, speech = sentence(speaker, number)
+                name = f"{speaker}c020{number + 1}"
+                file = root / f"wsj{audio[1] != '1':d}" / audio / speaker / f"{name}.wv1"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                speech = (speech * 32767).astype(np.int16)
+                coding = "pcm,embedded-shorten-v2.00"
+                header = nist_header(len(speech), RATE, 1, coding, 2)
+                file.write_bytes(header + shortened(speech))
+                texts.append(f"{text.capitalize()}{mark} ({name})")
+                disk, _, path = audio.partition("/")
+                if "si_et_h1" in path:
+                    disk = "13-32.1"  # as published; it is on another
+                name += "" if "si_et_20" in path else ".wv1"
+                colon = ": " if "tr_s" in path else ":"
+                disk = disk.replace("-", "_").replace(".", "_")
+                lines.append(f"{disk}{colon}{path}/{speaker}/{name}")
+            folder = root / f"wsj{dots[1] != '1':d}" / dots / speaker
+            folder.mkdir(parents=True)
+            (folder / f"{speaker}c0200.dot").write_text("\n".join(texts) + "\n")
+        file = root / f"wsj{index[1] != '1':d}" / index
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(lines) + "\n")
