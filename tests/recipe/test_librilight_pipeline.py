@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import soundfile
 import trees
 import yaml
 from cluster import slurm  # noqa: F401
@@ -247,3 +248,29 @@ def test_all_stages(recipe, request, objective, backend):
     begin = time.time()
     call(recipe, [*SAME, *options], backend)
     assert time.time() - begin < 60
+
+
+@pytest.mark.slow
+def test_the_open_stew(recipe):
+    """Six corpora, of three rates and formats, are one set; a model is tuned on all of it."""
+    root = recipe.parents[2] / "corpora"
+    if not (root / "ami").exists():  # alone, without the tests before
+        trees.ami(root / "ami")
+    with (recipe / "db.sh").open("a") as f:
+        for name in ("tedlium2", "commonvoice", "wsj"):
+            getattr(trees, name)(root / name)
+            parts = ("wsj/wsj0", "wsj/wsj1") if name == "wsj" else (name,)
+            f.writelines(f"{x.split('/')[-1].upper()}={root}/{x}\n" for x in parts)
+    stew = f"librispeech_960+{AMI}+tedlium2+commonvoice+wsj"
+    options = ["--finetune_sets", stew, "--test_sets", "tedlium2_dev wsj_eval92"]
+    options += ["--dumpdir", "dump/stew", "--expdir", "exp/stew"]
+    log = call(recipe, [*SAME, *options])
+    assert "5 prepared ( librispeech ami tedlium2 commonvoice wsj), 0 failed" in log
+    for part, count in (("train", 9 + 6 + 6 + 4 + 3 + 12), ("dev", 6 + 6 + 6 + 4 + 2 + 4)):
+        lines = (recipe / f"dump/stew/raw/{stew}_{part}/wav.scp").read_text().splitlines()
+        assert len(lines) == count
+        for line in lines:
+            assert soundfile.info(recipe / line.split()[1]).samplerate == 16000
+    rows = re.findall(rf"^\| librilight \| \S+_{re.escape(stew)}\S* \| 0 \| (\S+) \|",
+                      (recipe / "RESULTS.md").read_text(), flags=re.M)
+    assert sorted(rows) == ["tedlium2_dev", "wsj_eval92"]

@@ -1,6 +1,8 @@
 """Miniature corpora in their official layouts, with synthetic speech."""
 
 import json
+import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -384,3 +386,109 @@ def wsj(root: Path) -> None:
         file = root / f"wsj{index[1] != '1':d}" / index
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n")
+
+
+def telephone(file: Path, sides: list[list[tuple[float, np.ndarray]]], end: float) -> None:
+    """A call, in mu-law at 8 kHz: what is said at which times on each side."""
+    audio = np.zeros((round(end * 8000) + 1, len(sides)))
+    for side, parts in enumerate(sides):
+        for onset, speech in parts:
+            speech = resample_poly(speech, 1, 2)
+            start = round(onset * 8000)
+            audio[start : start + len(speech), side] += speech[: len(audio) - start]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(file, audio, 8000, format="NIST", subtype="ULAW")
+
+
+def swbd_dictionary(patch: Path) -> str:
+    """A dictionary of as many lines as Switchboard's, which ESPnet's patch fits."""
+    lines = ["# filler"] * 38910
+    lines[100:102] = ["i ay", "I ay"]
+    for line in patch.read_text().splitlines():
+        if line[:1].isdigit():
+            at = int(re.split(r"[,acd]", line)[0]) - 1
+        elif line.startswith("< "):
+            lines[at] = line[2:]
+            at += 1
+    return "\n".join(lines) + "\n"
+
+
+def swbd(root: Path) -> None:
+    """``<root>/{LDC97S62,LDC2002S09,LDC2002T43}``: three calls, and the 40 of eval2000."""
+    notes = root / "LDC97S62/transcriptions/swb_ms98_transcriptions"
+    for call in ("2001", "2005", "2006"):
+        heard, now = [[], []], 1.0
+        texts = {"A": [], "B": []}
+        for number in range(2):
+            for side, name in enumerate("AB"):
+                text, speech = sentence(f"sw{call}{name}", number)
+                end = now + len(speech) / RATE
+                heard[side].append((now, speech))
+                words = text.lower() + (" [laughter-yeah] th[at]- [noise]" if number else "")
+                utt = f"sw{call}{name}-ms98-a-{2 * number + 1:04d}"
+                texts[name].append(f"{utt} {now:.6f} {end:.6f} {words}")
+                utt = f"sw{call}{name}-ms98-a-{2 * number + 2:04d}"
+                texts[name].append(f"{utt} {end:.6f} {end + 0.5:.6f} [silence]")
+                now = end + 0.5
+        telephone(root / f"LDC97S62/swb1_d1/data/sw0{call}.sph", heard, now)
+        folder = notes / call[:2] / call
+        folder.mkdir(parents=True)
+        for name, lines in texts.items():
+            file = folder / f"sw{call}{name}-ms98-a-trans.text"
+            file.write_text("\n".join(lines) + "\n")
+    recipes = Path(__file__).resolve().parents[2] / "egs2/TEMPLATE"
+    patch = recipes.resolve().parent / "swbd/asr1/local/dict.patch"
+    (notes / "sw-ms98-dict.text").write_text(swbd_dictionary(patch))
+
+    english = root / "LDC2002S09/hub5e_00/english"
+    said = [sentence(f"en_4156{name}", 0) for name in "AB"]
+    times = [(1.0, 1.0 + len(said[0][1]) / RATE)]
+    times.append((times[0][1] + 0.5, times[0][1] + 0.5 + len(said[1][1]) / RATE))
+    heard = [[(begin, speech)] for (begin, _), (_, speech) in zip(times, said)]
+    first = english / "en_4156.sph"
+    telephone(first, heard, times[1][1] + 0.5)
+    pem, stm = [";; of eval2000"], [";; of eval2000"]
+    for number in range(40):
+        call = "en_4156" if not number else f"sw_{4380 + number}"
+        if number:
+            os.link(first, english / f"{call}.sph")
+        for name, (begin, end), (text, _) in zip("AB", times, said):
+            pem.append(f"{call} {name} unknown_speaker {begin:.2f} {end:.2f}")
+            stm.append(
+                f"{call} {name} {call}_{name} {begin:.2f} {end:.2f} <O,en,F,en-F> "
+                f"(%HESITATION) {text} (YEAH) <B_ASIDE>"
+            )
+    (english / "hub5e_00.pem").write_text("\n".join(pem) + "\n")
+    notes = root / "LDC2002T43/reference"
+    notes.mkdir(parents=True)
+    (notes / "hub5e00.english.000405.stm").write_text("\n".join(stm) + "\n")
+    (notes / "en20000405_hub5.glm").write_text(";;\n")
+
+
+FISHER_CALLS = 11699  # as many as ESPnet's recipe asks for
+
+
+def fisher(root: Path) -> None:
+    """``<root>/LDC200{4,5}{T19,S13}``: two calls with words, and those without."""
+    sph = [root / f"LDC2004S13/fisher_eng_tr_sp_d{x}" for x in range(1, 8)]
+    sph += [root / f"LDC2005S13/fe_03_p2_sph{x}" for x in range(1, 8)]
+    for folder in sph:
+        folder.mkdir(parents=True)
+    said = [sentence(f"fe_03{name}", 0) for name in "AB"]
+    middle = 1.5 + len(said[0][1]) / RATE
+    end = middle + 0.5 + len(said[1][1]) / RATE
+    first = sph[0] / "fe_03_00001.sph"
+    telephone(first, [[(1.0, said[0][1])], [(middle, said[1][1])]], end)
+    words = (
+        f"1.00 {middle - 0.5:.2f} A: {said[0][0].lower()} [laugh]\n\n"
+        f"{middle:.2f} {end - 0.5:.2f} B: {said[1][0].lower()}\n\n"
+        f"{middle:.2f} {end - 0.5:.2f} B: (( what was that ))\n"
+    )
+    for number in range(1, FISHER_CALLS + 1):
+        call, part = f"fe_03_{number:05d}", 1 if number <= 5850 else 2
+        if number > 1:
+            os.link(first, sph[number % 7 + 7 * (part - 1)] / f"{call}.sph")
+        folder = root / f"LDC200{3 + part}T19/fe_03_p{part}_tran/data"
+        folder.mkdir(parents=True, exist_ok=True)
+        heard = words if number in (1, FISHER_CALLS) else ""
+        (folder / f"{call}.txt").write_text(f"# {call}.sph\n# Transcribed\n\n{heard}")

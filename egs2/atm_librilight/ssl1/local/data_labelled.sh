@@ -291,6 +291,55 @@ wsj() {
     done
 }
 
+# plain_words DIR: what swbd/asr1/local/data.sh does to transcripts: acronyms without points.
+plain_words() { sed -i 's/\._/ /g; s/\.//g; s/them_1/them/g' "$1/text"; }
+swbd() {
+    local root=${PWD}/corpus dev fisher=() dir
+    [ -d "${root}/LDC97S62" ] || fail "Switchboard: ${SWBD} has no LDC97S62"
+    # The stock script would fetch them.
+    [ -s "${root}/LDC97S62/transcriptions/swb_ms98_transcriptions/sw-ms98-dict.text" ] \
+        || fail "Switchboard: no LDC97S62/transcriptions/swb_ms98_transcriptions/sw-ms98-dict.text:" \
+        "unpack www.openslr.org/resources/5/switchboard_word_alignments.tar.gz there"
+    local/swbd1_data_download.sh "${root}/LDC97S62"
+    local/swbd1_prepare_dict.sh
+    local/swbd1_data_prep.sh "${root}/LDC97S62"
+    plain_words data/train
+    # The stock recipe validates on the first 4000 utterances; here on the first conversations
+    # with as many, so that nobody is on both sides of one.
+    awk -v all="$(wc -l < data/train/utt2spk)" '
+        {talk = substr($1, 1, 7)}
+        talk != last && n >= (all < 40000 ? all / 10 : 4000) {exit}
+        {last = talk; n++; print $1}
+    ' data/train/utt2spk > data/dev_utts
+    utils/filter_scp.pl --exclude data/dev_utts data/train/utt2spk > data/train_utts
+    utils/subset_data_dir.sh --utt-list data/dev_utts data/train data/train_dev
+    utils/subset_data_dir.sh --utt-list data/train_utts data/train data/train_nodev
+    utils/data/remove_dup_utts.sh 300 data/train_nodev data/train_nodup
+    publish data/train_nodup swbd_train
+    publish data/train_dev swbd_dev
+    for dir in "${root}"/LDC200{4,5}[TS]{13,19}; do
+        [ ! -d "${dir}" ] || fisher+=("${dir}")
+    done
+    if [ "${#fisher[@]}" -gt 0 ]; then
+        local/fisher_data_prep.sh "${fisher[@]}"
+        plain_words data/train_fisher
+        utils/fix_data_dir.sh data/train_fisher
+        utils/combine_data.sh data/swbd_fisher data/train_nodup data/train_fisher
+        publish data/swbd_fisher swbd_fisher_train
+        publish data/train_dev swbd_fisher_dev
+    else
+        log "Fisher: no LDC2004T19, LDC2005T19, LDC2004S13 and LDC2005S13: swbd_fisher_train is not made"
+    fi
+    if [ -d "${root}/LDC2002S09" ]; then
+        local/eval2000_data_prep.sh "${root}/LDC2002S09/hub5e_00" "${root}/LDC2002T43"
+        # What is in parentheses may be left out; hesitations are no words.
+        sed -i -E 's/\(%[^)]*\)//g' data/eval2000/text
+        evaluate data/eval2000 swbd_eval2000
+    else
+        log "Switchboard: no LDC2002S09: swbd_eval2000 is not made"
+    fi
+}
+
 chime6() {
     # The first array's first channel: the others of an utterance are the same speech.
     for dset in dev eval; do
@@ -314,7 +363,7 @@ chime6() {
 made= unset_= failed=
 for corpus in librispeech:LIBRISPEECH:librispeech/asr1 ami:AMI:ami/asr1 \
     tedlium2:TEDLIUM2:tedlium2/asr1 commonvoice:COMMONVOICE:commonvoice/asr1 \
-    wsj:WSJ0:wsj/asr1 chime6:CHIME6:chime6/asr1; do
+    wsj:WSJ0:wsj/asr1 swbd:SWBD:swbd/asr1 chime6:CHIME6:chime6/asr1; do
     IFS=: read -r name variable stock <<< "${corpus}"
     path=${!variable:-}
     if [ -z "${path}" ]; then
