@@ -264,13 +264,19 @@ def test_the_open_stew(recipe):
     stew = f"librispeech_960+{AMI}+tedlium2+commonvoice+wsj"
     options = ["--finetune_sets", stew, "--test_sets", "tedlium2_dev wsj_eval92"]
     options += ["--dumpdir", "dump/stew", "--expdir", "exp/stew"]
+    # A scorer that is validated on one of the test sets.
+    options += ["--asr_train_set", "tedlium2_train", "--asr_valid_set", "tedlium2_dev"]
     log = call(recipe, [*SAME, *options])
     assert "5 prepared ( librispeech ami tedlium2 commonvoice wsj), 0 failed" in log
+    assert (recipe / "dump/stew/raw/tedlium2_dev_labelled/wav.scp").exists()
     for part, count in (("train", 9 + 6 + 6 + 4 + 3 + 12), ("dev", 6 + 6 + 6 + 4 + 2 + 4)):
         lines = (recipe / f"dump/stew/raw/{stew}_{part}/wav.scp").read_text().splitlines()
         assert len(lines) == count
         for line in lines:
             assert soundfile.info(recipe / line.split()[1]).samplerate == 16000
-    rows = re.findall(rf"^\| librilight \| \S+_{re.escape(stew)}\S* \| 0 \| (\S+) \|",
-                      (recipe / "RESULTS.md").read_text(), flags=re.M)
+    rows = re.findall(
+        rf"^\| librilight \| \S+_{re.escape(stew)}\S* \| 0 \| (\S+) \| \d+ \|",
+        (recipe / "RESULTS.md").read_text(),
+        flags=re.M,
+    )
     assert sorted(rows) == ["tedlium2_dev", "wsj_eval92"]
