@@ -323,6 +323,7 @@ swbd() {
     if [ "${#fisher[@]}" -gt 0 ]; then
         local/fisher_data_prep.sh "${fisher[@]}"
         plain_words data/train_fisher
+        rm -f data/train_fisher/spk2gender  # who is not in it would be left out
         utils/fix_data_dir.sh data/train_fisher
         utils/combine_data.sh data/swbd_fisher data/train_nodup data/train_fisher
         publish data/swbd_fisher swbd_fisher_train
