@@ -281,9 +281,14 @@ def test_what_wsj_and_switchboard_lack(tmp_path):
     assert "2 failed ( wsj swbd)" in log
     assert f"WSJ: db.sh names {root}/nowhere, which is no directory" in log
     assert "Switchboard: no LDC97S62/transcriptions/swb_ms98_transcriptions/sw-ms98-" in log
-    corpora["WSJ1"] = root / "wsj0"
+    corpora = {"WSJ0": root / "wsj0", "WSJ1": root / "wsj0"}
     _, log = prepare(tmp_path / "again", corpora)
     assert f"WSJ: no folder 11-13.1 in {root}/wsj0 and {root}/wsj0" in log
+    trees.wsj(root)
+    next(root.rglob("01uc0200.dot")).unlink()
+    corpora["WSJ1"] = root / "wsj1"
+    _, log = prepare(tmp_path / "still", corpora)
+    assert "WSJ: 8 of the 12 utterances of train_si284 have no transcript" in log
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_packed_mu_law_is_left_to_sph2pipe(tmp_path, samples, monkeypatch):
     file.write_bytes(packed(samples, "ulaw,embedded-shorten-v2.00"))
     line = f"a-A sph2pipe -f wav -p -c 1 {file} |\n"
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"ulaw,embedded-shorten-v2\.00, which nothing here"):
+    with pytest.raises(UserError, match=r"ulaw,embedded-shorten-v2\.00, which nothing"):
         sphere.direct(line)
     program = tmp_path / "sph2pipe"
     program.write_text("#!/bin/sh\n")

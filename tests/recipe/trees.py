@@ -334,8 +334,8 @@ def shortened(audio: np.ndarray) -> bytes:
     return b"ajkg\2" + int(stream, 2).to_bytes(len(stream) // 8, "big")
 
 
-# Sets of WSJ: the index that lists it, the disk and folder of its audio, the disk and folder
-# of its transcripts, and the speakers.
+# Sets of WSJ: the index that lists one, the disc and folder of its audio, those of its
+# transcripts, and the speakers.
 WSJ_SETS = (
     ("11-13.1/wsj0/doc/indices/train/tr_s_wv1.ndx", "11-2.1/wsj0/si_tr_s")
     + ("11-4.1/wsj0/transcrp/dots/si_tr_s", ("01t", "01u")),
@@ -424,7 +424,7 @@ def swbd(root: Path) -> None:
                 text, speech = sentence(f"sw{call}{name}", number)
                 end = now + len(speech) / RATE
                 heard[side].append((now, speech))
-                words = text.lower() + (" [laughter-yeah] th[at]- [noise]" if number else "")
+                words = text.lower() + " [laughter-yeah] th[at]- [noise]" * number
                 utt = f"sw{call}{name}-ms98-a-{2 * number + 1:04d}"
                 texts[name].append(f"{utt} {now:.6f} {end:.6f} {words}")
                 utt = f"sw{call}{name}-ms98-a-{2 * number + 2:04d}"

@@ -256,7 +256,7 @@ commonvoice() {
 }
 
 wsj() {
-    local disk disks=() part
+    local disk disks=() part dir dset all bare
     [ -n "${WSJ1:-}" ] || fail "WSJ: db.sh names WSJ0 and not WSJ1"
     [ -d "${wsj1}" ] || fail "WSJ: db.sh names ${WSJ1}, which is no directory"
     ln -s "${wsj1}" corpus1
@@ -277,11 +277,15 @@ wsj() {
     # cannot be sorted together: hence the prefix. Marks inside of words are of punctuation that
     # is read aloud, of sounds drawn out, and of what is left unsaid of a broken word.
     for part in train_si284:train dev93:dev eval92:eval92 eval93:eval93; do
-        local dir=data/${part%:*} dset=wsj_${part#*:}
+        dir=data/${part%:*} dset=wsj_${part#*:}
         [ -d "${dir}" ] || dir=data/test_${part%:*}
-        [ "$(wc -l < "${dir}/text")" -eq "$(wc -l < "${dir}/wav.scp")" ] \
-            || fail "WSJ: ${dir} has $(wc -l < "${dir}/wav.scp") utterances and" \
-            "$(wc -l < "${dir}/text") transcripts"
+        all=$(wc -l < "${dir}/wav.scp")
+        bare=$((all - $(wc -l < "${dir}/text")))
+        # One in a hundred of training; an evaluation set without some is another set.
+        [ "${bare}" -eq 0 ] || { [ "${dset}" = wsj_train ] && [ $((100 * bare)) -le "${all}" ]; } \
+            || fail "WSJ: ${bare} of the ${all} utterances of ${dir##*/} have no transcript: their" \
+            ".dot files are not on the discs"
+        [ "${bare}" -eq 0 ] || log "WSJ: ${bare} utterances without transcript are left out"
         rm -f "${dir}/spk2gender"
         sed -i -E "s/[{}:]//g; s/([A-Z'])\([A-Z']*\)/\1/g" "${dir}/text"
         utils/copy_data_dir.sh --validate_opts "--non-print" --spk-prefix wsj_ --utt-prefix wsj_ \
