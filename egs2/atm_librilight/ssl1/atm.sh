@@ -719,8 +719,9 @@ if runs 1; then
                 for one in ${name//+/ }; do
                     parts+="${parts:+ }${one}_${part}"
                 done
+                # "whole": what was combined by an earlier version may lack parts.
                 # shellcheck disable=SC2086
-                prepare_once "combine_${combined}" "$(sets_key ${parts})" "${combined}" combine
+                prepare_once "combine_${combined}" "whole $(sets_key ${parts})" "${combined}" combine
             done
         fi
     done
