@@ -114,3 +114,13 @@ def test_every_bad_recording_counts(folder, tmp_path, capsys):
     with pytest.raises(UserError, match="2 of 2 recordings are bad"):
         check(folder)
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_recordings_of_one_and_of_two_channels_are_no_labelled_set(folder, tmp_path):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((16000, 2))
+    soundfile.write(tmp_path / "b.flac", noise, 16000)
+    with pytest.raises(UserError, match=r"a .*a\.wav has 1 channels and b .*b\.flac has 2"):
+        check(folder)
+    check(folder, "--pool")
+    soundfile.write(tmp_path / "a.wav", noise, 16000)
+    check(folder)

@@ -1,5 +1,6 @@
 """The labelled corpora through ESPnet's recipes: local/data_labelled.sh."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def test_what_is_wrong_is_said_and_the_rest_goes_on(tmp_path):
     (root / "ami/amicorpus/EN2002a/audio/EN2002a.Headset-1.wav").unlink()
     trees.librispeech(root / "librispeech")
     trees.commonvoice(root / "commonvoice", trees.COMMONVOICE_17)
+    next(root.rglob("dev.tsv")).unlink()
     speaker = next(root.glob("librispeech/LibriSpeech/dev-clean/*/*"))
     next(speaker.glob("*.trans.txt")).unlink()
     data, log = prepare(
@@ -61,9 +63,10 @@ def test_what_is_wrong_is_said_and_the_rest_goes_on(tmp_path):
     )
     assert "84-1084.trans.txt to exist" in log
     assert f"tedlium2: db.sh names {root}/nowhere, which is no directory" in log
+    assert "no dev.tsv: commonvoice_{train,dev} is not made" in log
     assert "2 prepared ( ami commonvoice)" in log
     assert "2 failed ( librispeech tedlium2)" in log
-    assert "1 not set in db.sh ( CHIME6)" in log
+    assert "3 not set in db.sh ( WSJ0 SWBD CHIME6)" in log
     assert (data / "test_sets").read_text().split() == [
         "ami_ihm_eval",
         "ami_sdm1_eval",
@@ -89,7 +92,8 @@ def test_audio_that_is_cut_off_stops_its_corpus_and_no_other(tmp_path):
     flac.write_bytes(flac.read_bytes()[:-200])
     wav = next(root.rglob("S01_U01.CH1.wav"))
     wav.write_bytes(wav.read_bytes()[:-2000])
-    next(root.rglob("*.mp3")).write_bytes(b"")
+    next(root.rglob("common_voice_en_100.mp3")).write_bytes(b"")
+    shutil.rmtree(root / "tedlium2/TEDLIUM_release2/train")
     names = ("librispeech", "tedlium2", "commonvoice", "chime6")
     data, log = prepare(tmp_path, {x.upper(): root / x for x in names})
     assert f"1 of 3 recordings are bad, the first: {data}" in log
@@ -97,6 +101,7 @@ def test_audio_that_is_cut_off_stops_its_corpus_and_no_other(tmp_path):
     assert "S01_U01.CH1.wav is cut off" in log
     assert "1 clips of corpus/cv-corpus-5.1-2020-06-22/en/test.tsv are missing" in log
     assert "3 failed ( librispeech commonvoice chime6)" in log
+    assert "TED-LIUM: no TEDLIUM_release2/train: tedlium2_train is not made" in log
     assert "1 prepared ( tedlium2)" in log
     assert (data / "test_sets").read_text().split() == ["tedlium2_dev", "tedlium2_test"]
     assert not (data / "librispeech_100_train").exists()
@@ -115,6 +120,8 @@ def test_the_newest_release_is_taken_and_links_are_followed(tmp_path):
     (new / "en").symlink_to(old.rename(root / "elsewhere") / "en")
     (old / "en").mkdir(parents=True)
     (old / "en/test.tsv").write_text("client_id\tpath\tsentence\n")
+    # Of what is validated, stock leaves out what is empty.
+    (root / "elsewhere/en/clips/common_voice_en_106.mp3").write_bytes(b"")
     trees.ami(root / "ami")
     notes = root / "ami/annotations"
     notes.rename(root / "ami/ami_public_manual_1.6.10")
@@ -128,7 +135,12 @@ def test_the_newest_release_is_taken_and_links_are_followed(tmp_path):
     )
     assert "cv-corpus-17.0-2024-03-15/en/test.tsv is taken" in log
     assert "2 prepared ( ami commonvoice)" in log
+    assert "1 clips of corpus/cv-corpus-17.0-2024-03-15/en/validated.tsv are empty" in log
     assert len(read(data / "commonvoice_test/text")) == 4
+    # The clip of a dev speaker that is in no list but this is held out too.
+    speakers = {"c0ffee7", "c0ffee8"}
+    assert set(read(data / "commonvoice_train/spk2utt")) == speakers
+    assert len(read(data / "commonvoice_train/text")) == 2
     assert len(read(data / "ami_ihm_eval/text")) == 6
     assert len(read(data / "ami_sdm1_eval/text")) == 6
 
@@ -210,6 +222,92 @@ def test_common_voice_without_a_sentence_is_refused(tmp_path):
     assert "en/test.tsv lacks one of the columns client_id, path and sentence" in log
     assert "1 failed ( commonvoice)" in log
     assert not (data / "commonvoice_test").exists()
+
+
+SWBD_TEXTS = {
+    f"sw0{call}-{side}": [
+        trees.sentence(f"sw{call}{side}", number)[0] + (" YEAH TH" if number else "")
+        for number in (0, 1)
+    ]
+    for call in ("2001", "2005", "2006")
+    for side in "AB"
+}
+
+
+def test_wsj_and_switchboard(tmp_path):
+    """Packed and two-sided SPHERE; marks of the transcripts; nobody in train and dev."""
+    root = tmp_path / "corpora"
+    trees.wsj(root)
+    trees.swbd(root)
+    corpora = {"WSJ0": root / "wsj0", "WSJ1": Path("../../../corpora/wsj1"), "SWBD": root}
+    data, log = prepare(tmp_path, corpora)
+    assert "2 prepared ( wsj swbd)" in log
+    assert "Warning: expected 37416 lines in train_si284.flist, got 12" in log
+    assert "swbd_fisher_train is not made" in log
+    tests = (data / "test_sets").read_text().split()
+    assert tests == ["wsj_eval92", "wsj_eval93", "swbd_eval2000"]
+    for dset, speakers in (
+        *(("train", ("01t", "01u", "460")), ("dev", ("4k0",))),
+        *(("eval92", ("440",)), ("eval93", ("4oa",))),
+    ):
+        assert read(data / f"wsj_{dset}/text") == {
+            f"wsj_{speaker}c020{n + 1}": trees.sentence(speaker, n)[0] + words
+            for speaker in speakers
+            for n, (_, words) in enumerate(trees.WSJ_MARKS)
+        }
+        wavs = read(data / f"wsj_{dset}/wav.scp")
+        assert all("/sphere.py wav 0 " in x for x in wavs.values())
+        assert set(read(data / f"wsj_{dset}/spk2utt")) == {f"wsj_{x}" for x in speakers}
+    for dset, calls in (("train", ("2005", "2006")), ("dev", ("2001",))):
+        sides = [f"sw0{call}-{side}" for call in calls for side in "AB"]
+        texts = read(data / f"swbd_{dset}/text")
+        assert list(texts.values()) == [x for side in sides for x in SWBD_TEXTS[side]]
+        assert list(read(data / f"swbd_{dset}/spk2utt")) == sides
+        wavs = read(data / f"swbd_{dset}/wav.scp")
+        for side in sides:
+            assert f"/sphere.py wav {'AB'.index(side[-1]) + 1} " in wavs[side]
+    texts = read(data / "swbd_eval2000/text")
+    assert len(texts) == 80
+    said = {side: trees.sentence(f"en_4156{side}", 0)[0] + " YEAH" for side in "AB"}
+    assert all(words == said[utt.split("_")[1][-1]] for utt, words in texts.items())
+
+
+def test_what_wsj_and_switchboard_lack(tmp_path):
+    root = tmp_path / "corpora"
+    (root / "wsj0/11-2.1").mkdir(parents=True)
+    (root / "swbd/LDC97S62").mkdir(parents=True)
+    corpora = {"WSJ0": root / "wsj0", "WSJ1": root / "nowhere", "SWBD": root / "swbd"}
+    _, log = prepare(tmp_path, corpora)
+    assert "2 failed ( wsj swbd)" in log
+    assert f"WSJ: db.sh names {root}/nowhere, which is no directory" in log
+    assert "Switchboard: no LDC97S62/transcriptions/swb_ms98_transcriptions/sw-ms98-" in log
+    corpora = {"WSJ0": root / "wsj0", "WSJ1": root / "wsj0"}
+    _, log = prepare(tmp_path / "again", corpora)
+    assert f"WSJ: no folder 11-13.1 in {root}/wsj0 and {root}/wsj0" in log
+    trees.wsj(root)
+    next(root.rglob("01uc0200.dot")).unlink()
+    corpora["WSJ1"] = root / "wsj1"
+    _, log = prepare(tmp_path / "still", corpora)
+    assert "WSJ: 8 of the 12 utterances of train_si284 have no transcript" in log
+
+
+@pytest.mark.slow
+def test_fisher(tmp_path):
+    """As many calls as ESPnet's recipe asks for."""
+    root = tmp_path / "corpora"
+    trees.swbd(root)
+    trees.fisher(root)
+    shutil.rmtree(root / "LDC2002S09")
+    data, log = prepare(tmp_path, {"SWBD": root})
+    assert "1 prepared ( swbd)" in log
+    assert "Switchboard: no LDC2002S09: swbd_eval2000 is not made" in log
+    assert read(data / "swbd_fisher_dev/text") == read(data / "swbd_dev/text")
+    texts = read(data / "swbd_fisher_train/text")
+    alone = read(data / "swbd_train/text")
+    assert alone.items() < texts.items()
+    more = [texts[x] for x in texts if x not in alone]
+    assert more == [trees.sentence(f"fe_03{x}", 0)[0] for x in "AB"] * 2
+    assert len(read(data / "swbd_fisher_train/wav.scp")) == 4 + 4
 
 
 @pytest.mark.parametrize(

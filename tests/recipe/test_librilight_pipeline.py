@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import soundfile
 import trees
 import yaml
 from cluster import slurm  # noqa: F401
@@ -247,3 +248,37 @@ def test_all_stages(recipe, request, objective, backend):
     begin = time.time()
     call(recipe, [*SAME, *options], backend)
     assert time.time() - begin < 60
+
+
+@pytest.mark.slow
+def test_the_open_stew(recipe):
+    """Six corpora, at 8, 16 and 48 kHz, are one set; a model is tuned on all of it."""
+    root = recipe.parents[2] / "corpora"
+    if not (root / "ami").exists():  # alone, without the tests before
+        trees.ami(root / "ami")
+    with (recipe / "db.sh").open("a") as f:
+        for name in ("tedlium2", "commonvoice", "wsj", "swbd"):
+            getattr(trees, name)(root / name)
+            parts = ("wsj/wsj0", "wsj/wsj1") if name == "wsj" else (name,)
+            f.writelines(f"{x.split('/')[-1].upper()}={root}/{x}\n" for x in parts)
+    stew = f"librispeech_960+{AMI}+tedlium2+commonvoice+wsj+swbd"
+    options = ["--finetune_sets", stew, "--test_sets", "tedlium2_dev wsj_eval92"]
+    options += ["--dumpdir", "dump/stew", "--expdir", "exp/stew"]
+    # A scorer that is validated on one of the test sets.
+    options += ["--asr_train_set", "tedlium2_train", "--asr_valid_set", "tedlium2_dev"]
+    log = call(recipe, [*SAME, *options])
+    assert "6 prepared ( librispeech ami tedlium2 commonvoice wsj swbd), 0 failed" in log
+    assert (recipe / "dump/stew/raw/tedlium2_dev_labelled/wav.scp").exists()
+    counts = {"train": 9 + 6 + 6 + 4 + 3 + 12 + 8, "dev": 6 + 6 + 6 + 4 + 2 + 4 + 4}
+    for part, count in counts.items():
+        lines = (recipe / f"dump/stew/raw/{stew}_{part}/wav.scp").read_text().splitlines()
+        assert len(lines) == count
+        for line in lines:
+            info = soundfile.info(recipe / line.split()[1])
+            assert (info.samplerate, info.channels) == (16000, 1) and info.frames > 8000
+    rows = re.findall(
+        rf"^\| librilight \| \S+_{re.escape(stew)}\S* \| 0 \| (\S+) \| \d+ \|",
+        (recipe / "RESULTS.md").read_text(),
+        flags=re.M,
+    )
+    assert sorted(rows) == ["tedlium2_dev", "wsj_eval92"]

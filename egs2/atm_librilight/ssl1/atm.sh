@@ -589,7 +589,7 @@ asr_sh() {
         --asr_args "${asr_max_epoch:+--max_epoch ${asr_max_epoch}} ${asr_args}" \
         --inference_config "${inference_config}" \
         --inference_asr_model "${inference_asr_model}" --inference_tag "decode${decode_part}" \
-        --train_set "${asr_train_set}" --valid_set "${asr_valid_set}" \
+        --train_set "${asr_train_set}" --valid_set "$(labelled_name "${asr_valid_set}")" \
         --test_sets "${test_sets}" "$@"
 }
 
@@ -651,18 +651,51 @@ segment() {
         "local/segment_${corpus}.sh" --nj "${nj}" ${segment_opts}
     ) 8> "data/.${corpus}.lock" 7> "${data_lock}"
 }
+# combine: data/${combined}, of ${parts}.
 combine() {
-    local own=data/.combined_${combined}
-    rm -rf "${own}" "data/${combined}"
-    # shellcheck disable=SC2086
-    utils/combine_data.sh "${own}" ${dirs}
+    local own=data/.combined_${combined} dset table twice all kept
+    rm -rf "${own}" "${own}_parts" "data/${combined}"
+    for dset in ${parts}; do
+        [ -s "data/${dset}/text" ] || die "data/${combined}: no data/${dset}/text: a part of it" \
+            "was not prepared"
+    done
+    for table in utt2spk wav.scp; do
+        twice=$(for dset in ${parts}; do cut -d ' ' -f 1 "data/${dset}/${table}"; done \
+            | sort | uniq -d)
+        [ -z "${twice}" ] || die "data/${combined}: $(wc -l <<< "${twice}") ids of ${table} are in" \
+            "more than one of ${parts}, the first: ${twice%%$'\n'*}; leave out a set that is part" \
+            "of another"
+    done
+    for dset in ${parts}; do
+        mkdir -p "${own}_parts/${dset}"
+        for table in wav.scp segments text utt2spk; do
+            [ ! -e "data/${dset}/${table}" ] \
+                || cp "data/${dset}/${table}" "${own}_parts/${dset}"
+        done
+    done
+    # Where some have segments, combine_data.sh wants a program of Kaldi's for the lengths of
+    # the others' recordings, and goes on without them. Reading stops at their ends.
+    if compgen -G "${own}_parts/*/segments" > /dev/null; then
+        for dset in "${own}_parts"/*; do
+            [ -e "${dset}/segments" ] \
+                || awk '{print $1, $1, 0, 86400}' "${dset}/wav.scp" > "${dset}/segments"
+        done
+    fi
+    utils/combine_data.sh "${own}" "${own}_parts"/*
+    all=$(cat "${own}_parts"/*/utt2spk | wc -l)
+    kept=$(wc -l < "${own}/utt2spk")
+    [ "${kept}" -eq "${all}" ] || die "data/${combined}: only ${kept} of ${all} utterances of" \
+        "${parts} have audio, text and a speaker"
+    rm -r "${own}_parts"
     mv "${own}" "data/${combined}"
 }
 
 unlabelled_sets="${train_set} ${valid_set}"
 trained_sets="${scorer_train_set} ${scorer_valid_set}"
+asr_train_sets=" ${scorer_train_set} "
 for name in ${finetune_sets}; do
     trained_sets+=" ${name}_train ${name}_dev"
+    asr_train_sets+="${name}_train "
 done
 trained_sets=$(tr ' ' '\n' <<< "${trained_sets}" | sort -u)
 segmented=false
@@ -691,13 +724,13 @@ if runs 1; then
     for name in ${finetune_sets}; do
         if [[ ${name} = *+* ]]; then
             for part in train dev; do
-                combined=${name}_${part} dirs=
+                combined=${name}_${part} parts=
                 for one in ${name//+/ }; do
-                    dirs+=" data/${one}_${part}"
+                    parts+="${parts:+ }${one}_${part}"
                 done
+                # "whole": what was combined by an earlier version may lack parts.
                 # shellcheck disable=SC2086
-                prepare_once "combine_${combined}" "$(sets_key ${dirs//data\//})" \
-                    "${combined}" combine
+                prepare_once "combine_${combined}" "whole $(sets_key ${parts})" "${combined}" combine
             done
         fi
     done
@@ -768,6 +801,17 @@ unlabelled_sets="${train_set} ${valid_set}"
 [ "${unlabelled_sets}" = "${data_sets}" ] \
     || pool_key=$(make_key "${pool_key}" "${unlabelled_sets}")
 
+# labelled_name SET: what a set that is trained or validated on is called in dump/. A test set
+# is kept whole: one that is validated on too, less what stage 4 drops, is another set there.
+labelled_name() {
+    if [[ ${asr_train_sets} != *" $1 "* ]] && grep -qxF -- "$1" <(tr ' ' '\n' <<< "${test_sets}")
+    then
+        echo "$1_labelled"
+    else
+        echo "$1"
+    fi
+}
+
 # use_labelled [SET]: what asr.sh trains on from here: <SET>_train and <SET>_dev, or what
 # the scorer is trained on. Equal sets have the same tokens and statistics.
 use_labelled() {
@@ -810,12 +854,12 @@ for_each_set() {
         "$1"
     done
     for dset in ${trained_sets}; do
-        dumped=${dset} role=labelled
+        dumped=$(labelled_name "${dset}") role=labelled
         "$1"
     done
     for dset in ${test_sets}; do
         dumped=${dset} role=test
-        grep -qxF -- "${dset}" <<< "${trained_sets}" || "$1"
+        [[ ${asr_train_sets} = *" ${dset} "* ]] || "$1"
     done
 }
 set_key() {

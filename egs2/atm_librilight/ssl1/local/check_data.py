@@ -54,23 +54,23 @@ def read_table(file: Path) -> Iterator[tuple[str, str]]:
         raise UserError(f"{file}:1: the line has no id: the file is empty")
 
 
-def fault(source: str) -> str | None:
-    """What is wrong with a recording, by its container and its last sample.
+def look(source: str) -> tuple[str | None, int]:
+    """What is wrong with a recording, by its container and its last sample; its channels.
 
-    Pipes and archives are not opened: stage 3 reads them whole.
+    Pipes and archives are not opened: stage 3 reads them whole. Their channels are 0.
     """
     if source.endswith("|") or source.rpartition(":")[2].isdigit():
-        return None
+        return None, 0
     if os.path.isfile(source) and not os.path.getsize(source):
-        return "is empty"
+        return "is empty", 0
     try:
         check_whole(source)
         with soundfile.SoundFile(source) as audio:
             last = audio.frames
             if not last:
-                return "has no samples"
+                return "has no samples", 0
             if last > UNKNOWN:
-                return UNREADABLE
+                return UNREADABLE, 0
             try:
                 if audio.seekable():
                     audio.seek(last - 1)
@@ -78,15 +78,16 @@ def fault(source: str) -> str | None:
                 whole = len(audio.read(last)) == last
             except soundfile.SoundFileError:
                 whole = False
-            return None if whole else "is cut off: its last sample cannot be read"
+            why = None if whole else "is cut off: its last sample cannot be read"
+            return why, audio.channels
     except AudioError as e:
-        return str(e)
+        return str(e), 0
     except (soundfile.SoundFileError, OSError) as e:
-        return f"cannot be read: {e}"
+        return f"cannot be read: {e}", 0
 
 
-def check_audio(folders: list[Path], jobs: int) -> None:
-    """Look at each recording once.
+def check_audio(folders: list[Path], jobs: int) -> dict[str, int]:
+    """Look at each recording once; the channels of each.
 
     Raises:
         UserError: naming the first that are bad, with their number.
@@ -97,14 +98,33 @@ def check_audio(folders: list[Path], jobs: int) -> None:
         for key, source in read_table(folder / "wav.scp")
     }
     with ProcessPoolExecutor(min(jobs, len(recordings))) as pool:
-        found = zip(recordings, pool.map(fault, recordings, chunksize=64))
-        bad = [f"{recordings[x]}: {x} {why}" for x, why in found if why]
+        found = dict(zip(recordings, pool.map(look, recordings, chunksize=64)))
+    bad = [f"{recordings[x]}: {x} {why}" for x, (why, _) in found.items() if why]
     for line in bad[:SHOWN]:
         print(line, file=sys.stderr)
     if bad:
         raise UserError(
             f"{len(bad)} of {len(recordings)} recordings are bad, the first: {bad[0]}; "
             "mend them, or take their utterances out"
+        )
+    return {source: channels for source, (_, channels) in found.items()}
+
+
+def check_channels(folder: Path, channels: dict[str, int]) -> None:
+    """Refuse a set that training could not put into one batch.
+
+    Raises:
+        UserError: naming two recordings that have not as many channels.
+    """
+    first = {}
+    for key, source in read_table(folder / "wav.scp"):
+        if channels[source]:
+            first.setdefault(channels[source], f"{key} {source} has {channels[source]}")
+    if len(first) > 1:
+        one, other, *_ = (first[x] for x in sorted(first))
+        raise UserError(
+            f"{folder}/wav.scp: {one} channels and {other}, which no batch holds together: "
+            "bring all recordings to one channel"
         )
 
 
@@ -131,7 +151,9 @@ def main(cmd=None) -> None:
                 pass
     folders = list(dict.fromkeys((*args.labelled, *args.pool)))
     if folders:
-        check_audio(folders, args.nj)
+        channels = check_audio(folders, args.nj)
+        for folder in args.labelled:
+            check_channels(folder, channels)
 
 
 if __name__ == "__main__":

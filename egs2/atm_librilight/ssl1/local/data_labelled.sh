@@ -29,7 +29,9 @@ list=$1
 espnet_root=${ATM_ESPNET_ROOT:-$(readlink -f ../../TEMPLATE)/../..}
 recipe=${PWD}
 data_dir=$(readlink -f "${data_dir}")
+wsj1=$(realpath -m "${WSJ1:-}" 2> /dev/null || true)  # as seen from the recipe
 work=${data_dir}/local/stock
+usual_path=${PATH}
 
 fail() {
     log "Error: $*" 1>&2
@@ -71,13 +73,16 @@ enter() {
     export PATH=${PWD}/bin:${PATH}
 }
 
-# read_directly DIR: take the programs out of wav.scp; ESPnet reads FLAC, WAV, SPHERE and MP3.
+# read_directly DIR: take the programs out of wav.scp; ESPnet reads FLAC, WAV, SPHERE and MP3,
+# and local/sphere.py the SPHERE that it does not.
 read_directly() {
     sed -i -E \
         -e 's: sox -c 1 -t wavpcm -e signed-integer (.*) -t wavpcm - \|$: \1:' \
-        -e 's: sph2pipe -f wav -p (.*) \|$: \1:' \
         -e 's: ffmpeg -i (.*) -f wav -ar 16000 -ab 16 -ac 1 - \|$: \1:' "$1/wav.scp"
-    ! grep -q '|$' "$1/wav.scp" || fail "$1/wav.scp has a pipe: $(grep -m 1 '|$' "$1/wav.scp")"
+    PATH=${usual_path} python3 "${recipe}/local/sphere.py" direct "$1/wav.scp"
+    local pipe
+    pipe=$(grep '|$' "$1/wav.scp" | grep -vE ' (python3 \S+/sphere.py|sph2pipe) ' | head -n 1 || true)
+    [ -z "${pipe}" ] || fail "$1/wav.scp has a pipe: ${pipe}"
 }
 
 # publish DIR SET: put a directory of the stock recipe into data/, its text normalised.
@@ -176,40 +181,168 @@ ami() {
 }
 
 tedlium2() {
-    # prepare_data.sh goes over dev, test and train, in this order; train is not needed.
+    # prepare_data.sh goes over dev, test and train, in this order.
+    local dset train="${PWD}/corpus/TEDLIUM_release2/train"
     mkdir -p data
-    local/prepare_data.sh "${PWD}/corpus" || [ -s data/test.orig/segments ] \
-        || fail "TED-LIUM: ${TEDLIUM2}/TEDLIUM_release2 has no dev and test"
-    for dset in dev test; do
+    if [ -d "${train}" ]; then
+        local/prepare_data.sh "${PWD}/corpus"
+    else
+        log "TED-LIUM: no TEDLIUM_release2/train: tedlium2_train is not made"
+        local/prepare_data.sh "${PWD}/corpus" || [ -s data/test.orig/segments ] \
+            || fail "TED-LIUM: ${TEDLIUM2}/TEDLIUM_release2 has no dev and test"
+    fi
+    for dset in train dev test; do
+        [ "${dset}" != train ] || [ -d "${train}" ] || continue
         utils/data/modify_speaker_info.sh --seconds-per-spk-max 180 "data/${dset}.orig" \
             "data/${dset}"
-        evaluate "data/${dset}" "tedlium2_${dset}"
+        publish "data/${dset}" "tedlium2_${dset}"
+        [ "${dset}" = train ] || echo "tedlium2_${dset}" >> test_sets
     done
 }
 
-commonvoice() {
-    local tsv bad
-    # Of several releases the newest, which is not the last in the alphabet.
-    tsv=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort -V | tail -n 1)
-    [ -n "${tsv}" ] || fail "Common Voice: no en/test.tsv in ${COMMONVOICE}"
-    log "Common Voice: ${tsv} is taken"
-    # The stock script takes the third column for the sentence: since release 17, it is not.
-    mkdir -p data release
-    ln -s "${PWD}/$(dirname "${tsv}")/clips" release/clips
+# commonvoice_list DIR PART: release/PART.tsv, which the stock script reads. It takes the third
+# column for the sentence: since release 17, it is not.
+commonvoice_list() {
     awk -F '\t' -v OFS='\t' '
         NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i
                   if (!(at["client_id"] && at["path"] && at["sentence"])) exit 1 }
         { print $at["client_id"], $at["path"], $at["sentence"] }
-    ' "${tsv}" > release/test.tsv || fail "Common Voice: ${tsv} lacks one of the columns" \
-        "client_id, path and sentence; it has: $(head -n 1 "${tsv}")"
-    # The stock script leaves out what is empty.
-    bad=$(tail -n +2 release/test.tsv | cut -f 2 | while IFS= read -r clip; do
+    ' "$1/$2.tsv" > "release/$2.tsv" || fail "Common Voice: $1/$2.tsv lacks one of the columns" \
+        "client_id, path and sentence; it has: $(head -n 1 "$1/$2.tsv")"
+    # The stock script leaves out what is empty, of which releases have some; an evaluation set
+    # without them is another set.
+    local bad empty=0
+    bad=$(tail -n +2 "release/$2.tsv" | cut -f 2 | while IFS= read -r clip; do
         [ -s "release/clips/${clip}" ] || echo "${clip}"
     done)
-    [ -z "${bad}" ] || fail "Common Voice: $(wc -l <<< "${bad}") clips of ${tsv} are missing or" \
-        "empty, the first: clips/${bad%%$'\n'*}"
-    local/data_prep.pl "${PWD}/release" test data/test_en
+    if [ "$2" = validated ] && [ -n "${bad}" ]; then
+        empty=$(wc -l <<< "${bad}")
+        bad=$(while IFS= read -r clip; do
+            [ -e "release/clips/${clip}" ] || echo "${clip}"
+        done <<< "${bad}")
+        [ -n "${bad}" ] || log "Common Voice: ${empty} clips of $1/$2.tsv are empty and left out"
+    fi
+    [ -z "${bad}" ] || fail "Common Voice: $(wc -l <<< "${bad}") clips of $1/$2.tsv are missing" \
+        "or empty, the first: clips/${bad%%$'\n'*}"
+}
+commonvoice() {
+    local dir part
+    # Of several releases the newest, which is not the last in the alphabet.
+    dir=$(find -L corpus -maxdepth 3 -path '*en/test.tsv' | sort -V | tail -n 1)
+    [ -n "${dir}" ] || fail "Common Voice: no en/test.tsv in ${COMMONVOICE}"
+    log "Common Voice: ${dir} is taken"
+    dir=${dir%/*}
+    mkdir -p data release
+    ln -s "${PWD}/${dir}/clips" release/clips
+    for part in test dev validated; do
+        if [ ! -e "${dir}/${part}.tsv" ]; then
+            log "Common Voice: no ${part}.tsv: commonvoice_{train,dev} is not made"
+            break
+        fi
+        commonvoice_list "${dir}" "${part}"
+        local/data_prep.pl "${PWD}/release" "${part}" "data/${part}_en"
+    done
+    if [ -d data/validated_en ]; then
+        # The stock recipe takes what is validated less the clips of dev and test; their
+        # speakers have said more.
+        sort -u data/{dev,test}_en/spk2utt | cut -d ' ' -f 1 > data/held_out
+        utils/filter_scp.pl --exclude data/held_out data/validated_en/spk2utt \
+            | cut -d ' ' -f 1 > data/speakers
+        utils/subset_data_dir.sh --spk-list data/speakers data/validated_en data/train_en
+        publish data/train_en commonvoice_train
+        publish data/dev_en commonvoice_dev
+    fi
     evaluate data/test_en commonvoice_test
+}
+
+wsj() {
+    local disk disks=() part dir dset all bare
+    [ -n "${WSJ1:-}" ] || fail "WSJ: db.sh names WSJ0 and not WSJ1"
+    [ -d "${wsj1}" ] || fail "WSJ: db.sh names ${WSJ1}, which is no directory"
+    ln -s "${wsj1}" corpus1
+    for disk in corpus/??-{?,??}.? corpus1/??-{?,??}.?; do
+        # Both may be in one folder.
+        [ ! -d "${disk}" ] || [[ " ${disks[*]} " = *"/${disk##*/} "* ]] || disks+=("${PWD}/${disk}")
+    done
+    for disk in 11-2.1 11-13.1 13-32.1 13-34.1; do
+        [[ " ${disks[*]} " = *"/${disk} "* ]] \
+            || fail "WSJ: no folder ${disk} in ${WSJ0} and ${WSJ1}, which hold the discs by number"
+    done
+    # The stock script would fetch a list of genders, of so many lines, which has no use here.
+    mkdir -p data/local/data
+    printf ';%.0s\n' {1..134} > data/local/data/wsj0-train-spkrinfo.txt
+    local/wsj_data_prep.sh "${disks[@]}"
+    local/wsj_format_data.sh
+    # A speaker's three letters may begin the id of a Common Voice speaker, and then the two
+    # cannot be sorted together: hence the prefix. Marks inside of words are of punctuation that
+    # is read aloud, of sounds drawn out, and of what is left unsaid of a broken word.
+    for part in train_si284:train dev93:dev eval92:eval92 eval93:eval93; do
+        dir=data/${part%:*} dset=wsj_${part#*:}
+        [ -d "${dir}" ] || dir=data/test_${part%:*}
+        all=$(wc -l < "${dir}/wav.scp")
+        bare=$((all - $(wc -l < "${dir}/text")))
+        # One in a hundred of training; an evaluation set without some is another set.
+        [ "${bare}" -eq 0 ] || { [ "${dset}" = wsj_train ] && [ $((100 * bare)) -le "${all}" ]; } \
+            || fail "WSJ: ${bare} of the ${all} utterances of ${dir##*/} have no transcript: their" \
+            ".dot files are not on the discs"
+        [ "${bare}" -eq 0 ] || log "WSJ: ${bare} utterances without transcript are left out"
+        rm -f "${dir}/spk2gender"
+        sed -i -E "s/[{}:]//g; s/([A-Z'])\([A-Z']*\)/\1/g" "${dir}/text"
+        utils/copy_data_dir.sh --validate_opts "--non-print" --spk-prefix wsj_ --utt-prefix wsj_ \
+            "${dir}" "data/${dset}"
+        publish "data/${dset}" "${dset}"
+        [[ ${dset} != *_eval* ]] || echo "${dset}" >> test_sets
+    done
+}
+
+# plain_words DIR: what swbd/asr1/local/data.sh does to transcripts: acronyms without points.
+plain_words() { sed -i 's/\._/ /g; s/\.//g; s/them_1/them/g' "$1/text"; }
+swbd() {
+    local root=${PWD}/corpus dev fisher=() dir
+    [ -d "${root}/LDC97S62" ] || fail "Switchboard: ${SWBD} has no LDC97S62"
+    # The stock script would fetch them.
+    [ -s "${root}/LDC97S62/transcriptions/swb_ms98_transcriptions/sw-ms98-dict.text" ] \
+        || fail "Switchboard: no LDC97S62/transcriptions/swb_ms98_transcriptions/sw-ms98-dict.text:" \
+        "unpack www.openslr.org/resources/5/switchboard_word_alignments.tar.gz there"
+    local/swbd1_data_download.sh "${root}/LDC97S62"
+    local/swbd1_prepare_dict.sh
+    local/swbd1_data_prep.sh "${root}/LDC97S62"
+    plain_words data/train
+    # The stock recipe validates on the first 4000 utterances; here on the first conversations
+    # with as many, so that nobody is on both sides of one.
+    awk -v all="$(wc -l < data/train/utt2spk)" '
+        {talk = substr($1, 1, 7)}
+        talk != last && n >= (all < 40000 ? all / 10 : 4000) {exit}
+        {last = talk; n++; print $1}
+    ' data/train/utt2spk > data/dev_utts
+    utils/filter_scp.pl --exclude data/dev_utts data/train/utt2spk > data/train_utts
+    utils/subset_data_dir.sh --utt-list data/dev_utts data/train data/train_dev
+    utils/subset_data_dir.sh --utt-list data/train_utts data/train data/train_nodev
+    utils/data/remove_dup_utts.sh 300 data/train_nodev data/train_nodup
+    publish data/train_nodup swbd_train
+    publish data/train_dev swbd_dev
+    for dir in "${root}"/LDC200{4,5}[TS]{13,19}; do
+        [ ! -d "${dir}" ] || fisher+=("${dir}")
+    done
+    if [ "${#fisher[@]}" -gt 0 ]; then
+        local/fisher_data_prep.sh "${fisher[@]}"
+        plain_words data/train_fisher
+        rm -f data/train_fisher/spk2gender  # who is not in it would be left out
+        utils/fix_data_dir.sh data/train_fisher
+        utils/combine_data.sh data/swbd_fisher data/train_nodup data/train_fisher
+        publish data/swbd_fisher swbd_fisher_train
+        publish data/train_dev swbd_fisher_dev
+    else
+        log "Fisher: no LDC2004T19, LDC2005T19, LDC2004S13 and LDC2005S13: swbd_fisher_train is not made"
+    fi
+    if [ -d "${root}/LDC2002S09" ]; then
+        local/eval2000_data_prep.sh "${root}/LDC2002S09/hub5e_00" "${root}/LDC2002T43"
+        # What is in parentheses may be left out; hesitations are no words.
+        sed -i -E 's/\(%[^)]*\)//g' data/eval2000/text
+        evaluate data/eval2000 swbd_eval2000
+    else
+        log "Switchboard: no LDC2002S09: swbd_eval2000 is not made"
+    fi
 }
 
 chime6() {
@@ -235,7 +368,7 @@ chime6() {
 made= unset_= failed=
 for corpus in librispeech:LIBRISPEECH:librispeech/asr1 ami:AMI:ami/asr1 \
     tedlium2:TEDLIUM2:tedlium2/asr1 commonvoice:COMMONVOICE:commonvoice/asr1 \
-    chime6:CHIME6:chime6/asr1; do
+    wsj:WSJ0:wsj/asr1 swbd:SWBD:swbd/asr1 chime6:CHIME6:chime6/asr1; do
     IFS=: read -r name variable stock <<< "${corpus}"
     path=${!variable:-}
     if [ -z "${path}" ]; then
@@ -253,7 +386,8 @@ for corpus in librispeech:LIBRISPEECH:librispeech/asr1 ami:AMI:ami/asr1 \
     ) > "${work}/${name}.log" 2>&1
     code=$?
     set -e
-    grep -E '^(AMI: )|: [^ ]+ is taken$|: [0-9]+ of [0-9]+ utterances|: no .* is not made' "${work}/${name}.log" || true
+    grep -E '^AMI: |: [^ ]+ is taken$|: [0-9]+ of [0-9]+ utterances|: no .* is not made|left out$|^Warning: expected' \
+        "${work}/${name}.log" || true
     if [ "${code}" -eq 0 ]; then
         made+=" ${name}"
         cat "${work}/${name}/test_sets" >> "${list}.partial"
