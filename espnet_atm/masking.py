@@ -291,8 +291,9 @@ class GuidedMasking(torch.nn.Module):
         def told(options: Dict[str, Any]) -> str:
             return ", ".join(f"{k}={v}" for k, v in options.items())
 
-        other = self.validation is not self.options
-        return told(self.options) + (f"; validation: {told(self.validation)}" if other else "")
+        if self.validation is self.options:
+            return told(self.options)
+        return f"{told(self.options)}; validation: {told(self.validation)}"
 
     def forward(
         self,

@@ -443,11 +443,12 @@ def test_module_casts_the_embedding_and_wants_confidence():
 
 def test_module_has_a_masker_of_its_own_for_validation():
     other = {"mask_ratio": 0.2, "span": 2, "strategy": "random", "exact": True}
-    module = GuidedMasking(torch.nn.Parameter(torch.zeros(3)), 0.8, 4, "high", validation=other)
+    embedding = torch.nn.Parameter(torch.zeros(3))
+    module = GuidedMasking(embedding, 0.8, 4, "high", validation=other)
     assert list(module.state_dict()) == ["mask_embedding"]
     assert "validation: mask_ratio=0.2, span=2" in repr(module)
     x, padding = torch.randn(1, 30, 3), torch.zeros(1, 30, dtype=torch.bool)
     assert module(x, padding, torch.rand(1, 30))[1]["mask_m"].sum() >= 24
     assert module.eval()(x, padding)[1]["mask_m"].sum() == 6
     with pytest.raises(ValueError, match="span: 0 is not a positive"):
-        GuidedMasking(module.mask_embedding, 0.8, 4, "high", validation={**other, "span": 0})
+        GuidedMasking(embedding, 0.8, 4, "high", validation={**other, "span": 0})

@@ -449,7 +449,8 @@ class Decoded:
         folder = self.found.expdir / f"asr_{name}{f'_seed{seed}' if seed else ''}"
         decoded = folder / "decode/ami_ihm_eval"
         decoded.mkdir(parents=True)
-        lines = (f"{x} a b c {'x' if n < wrong else 'd'}\n" for n, x in enumerate(self.utts))
+        said = [f"a b c {'x' if n < wrong else 'd'}" for n in range(len(self.utts))]
+        lines = (f"{x} {words}\n" for x, words in zip(self.utts, said))
         (decoded / "text").write_text("".join(lines))
         return f"{name}#{seed}", "ami_ihm_eval", round(100 * wrong / 160, 1)
 
@@ -545,13 +546,14 @@ def test_intervals_over_seeds_of_figure_6(tmp_path):
     for (label, seed), loss in losses.items():
         run = asked.run_of(asked.row(label), "contrastive loss", seed)
         pretrained(tmp_path, run, STATS | {"w2v_bert_loss_contrastive": [loss]})
-    assert "| baseline | 5.5 ± 0.707 |  | 94.4 ± 0 | 94-95 |" in paper.table(asked, found, 2)
+    table = paper.table(asked, found, 2)
+    assert "| baseline | 5.5 ± 0.707 |  | 94.4 ± 0 | 94-95 |" in table
     text = paper.differences(asked, found, 2)
     (line,) = (x for x in text.splitlines() if "contrastive loss" in x)
     # Of -0.5 and -0.3: -0.4, and 12.706 (Student's t, one degree of freedom) times 0.1.
     told = "| ATM against baseline, contrastive loss | -0.4 | [-1.67, +0.871] | -7.3 % |"
     assert line == f"{told} 2 seeds |  |"
-    assert "| -0.5 |  | -10.0 % | 1 seeds |" in paper.differences(asked, found, 1)
+    assert "| -0.5 |  | -10.0 % | 1 seed |" in paper.differences(asked, found, 1)
 
 
 def test_statistics_that_are_not_there_are_named(tmp_path):

@@ -459,9 +459,9 @@ EXPERIMENTS: dict[str, Experiment] = {
                 ),
             }
         ),
-        note=f"{SPEECHSTEW} Percentages are the paper's relative gains over SpeechStew. Its "
-        "CHiME-6 is enhanced by guided source separation, the one here is the first channel "
-        "of the first array.",
+        note=f"{SPEECHSTEW} Percentages are the paper's relative gains over SpeechStew. "
+        "Its CHiME-6 is enhanced by guided source separation; the one here is the first "
+        "channel of the first array.",
         finetune=OPEN_STEW,
         over="SpeechStew",
         rates={"SDM-eval": 21.7},
@@ -666,7 +666,8 @@ class Found:
                 half *= statistics.stdev(changes) / math.sqrt(len(changes))
                 low, high = change - half, change + half
             relative = 100 * change / statistics.mean(y for _, y in pairs)
-            return Difference(change, low, high, relative, f"{len(pairs)} seeds")
+            by = f"{len(pairs)} seeds" if len(pairs) > 1 else "1 seed"
+            return Difference(change, low, high, relative, by)
         folders = [
             (self.hypotheses(x, column), self.hypotheses(y, column))
             for x, y in zip(ones, others)
@@ -778,9 +779,9 @@ def differences(asked: Experiment, found: Found, seeds: int = 1) -> str:
         )
     else:
         said = (
-            "Differences in percentage points (below 0: fewer errors), of the errors of all "
-            f"seeds together, with 95 % intervals of {DRAWS} paired draws of what is named: "
-            "they are of the test set, not of the seeds."
+            "Differences in percentage points (below 0: fewer errors), of the errors of "
+            f"all seeds together, with 95 % intervals of {DRAWS} paired draws of what is "
+            "named: they are of the test set, not of the seeds."
         )
     head = "| | difference | 95 % interval | relative | drawn | paper |"
     return "\n".join([said, "", head, "|---|---:|---:|---:|---|---:|", *lines])
@@ -859,8 +860,8 @@ def print_plan(
     told = noise(asked)
     if told:
         print(
-            "\nThe paper's differences and the sampling noise of the test sets (95 %), if words "
-            "err\nindependently and two models have half of the variance in common:"
+            "\nThe paper's differences and the sampling noise of the test sets (95 %), if\n"
+            "words err independently and two models have half of the variance in common:"
         )
         print("\n".join(f"  {x}" for x in told))
     for run in runs:
@@ -945,7 +946,8 @@ def main(argv: list[str] | None = None) -> None:
         if named:
             asked, out = asked.within(named)
             if out:
-                said = f"Left out, because db.sh does not say where it is: {', '.join(out)}."
+                said = "Left out, because db.sh does not say where it is: "
+                said += f"{', '.join(out)}."
                 asked = replace(asked, note=f"{asked.note} {said}".strip())
         wanted = [x for x in asked.rows if x.label in (args.row or labels)]
         planned = replace(asked, rows=wanted)

@@ -368,8 +368,8 @@ def show(args: argparse.Namespace) -> None:
         return
     for model in args.show:
         print(
-            f"\n{model.run}, seed {model.seed}, against {args.baseline.run}, {args.which}:\n"
-            "percentage points (below 0: fewer errors), and the 95 % interval of "
+            f"\n{model.run}, seed {model.seed}, against {args.baseline.run}, "
+            f"{args.which}:\npercentage points (below 0: fewer errors), and the 95 % interval of "
             f"{DRAWS} paired draws of what is named"
         )
         print("\n".join(differences(args, model, args.baseline)))
