@@ -489,6 +489,16 @@ def test_means_over_seeds_and_intervals(tmp_path):
     ]
 
 
+def test_no_part_of_nothing(tmp_path):
+    assert paper.over_seeds([(0.5, 0.0), (0.25, 0.0)]).relative is None
+    (tmp_path / "text").write_text("a b c\n")
+    for side in ("one", "other"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "text").write_text("a b c\n")
+    found = paper.over_test_set(tmp_path, [(tmp_path / "one", tmp_path / "other")])
+    assert (found.change, found.relative) == (0, None)
+
+
 def test_the_papers_own_differences():
     def papers(name: str, label: str, column: str) -> str:
         asked = paper.EXPERIMENTS[name]

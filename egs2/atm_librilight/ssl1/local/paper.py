@@ -284,9 +284,7 @@ class Experiment:
         Raises:
             ValueError: when nothing is left.
         """
-        out = [
-            x for x in self.columns if x in SETS and SETS[x].corpus not in named
-        ]
+        out = [x for x in self.columns if x in SETS and SETS[x].corpus not in named]
         said = [f"{x} ({SETS[x].corpus})" for x in out]
         finetune = self.finetune
         if finetune:
@@ -538,14 +536,14 @@ class Difference:
     Args:
         change: of the means over seeds, in percentage points or in the statistic's own.
         low, high: its 95 % interval; None where there is none.
-        relative: the change in percent of the other row.
+        relative: the change in percent of the other row; None where that is 0.
         by: what the interval is of.
     """
 
     change: float
     low: float | None
     high: float | None
-    relative: float
+    relative: float | None
     by: str
 
 
@@ -597,9 +595,9 @@ class Found:
         behind = re.escape(f"{own.before}_{run.finetune}{own.after}{own.seed_part}")
         for folder in sorted(self.expdir.glob("asr_*")):
             decoded = folder / f"decode{own.decode}" / SETS[column].name
-            if re.fullmatch(f"asr_{run.pretraining()}{behind}", folder.name) and (
-                (decoded / "text").is_file() and self.data(column).is_dir()
-            ):
+            if not re.fullmatch(f"asr_{run.pretraining()}{behind}", folder.name):
+                continue
+            if (decoded / "text").is_file() and (self.data(column) / "text").is_file():
                 return decoded
         return None
 
@@ -645,49 +643,48 @@ class Found:
     def difference(
         self, ones: list[Run], others: list[Run], column: str
     ) -> Difference | None:
-        """How far the runs of a row are from another's of the same seeds.
-
-        Of word error rates the interval is of the test set: it is drawn anew, with all
-        seeds' errors added up. Of statistics it is of the seeds.
-        """
-        if column in STATISTICS:
-            pairs = [
-                (self.value(x, column), self.value(y, column))
-                for x, y in zip(ones, others)
-            ]
-            pairs = [x for x in pairs if None not in x]
-            if not pairs:
-                return None
-            changes = [x - y for x, y in pairs]
-            change = statistics.mean(changes)
-            low = high = None
-            if len(changes) > 1:
-                half = float(student.ppf(0.975, len(changes) - 1))
-                half *= statistics.stdev(changes) / math.sqrt(len(changes))
-                low, high = change - half, change + half
-            relative = 100 * change / statistics.mean(y for _, y in pairs)
-            by = f"{len(pairs)} seeds" if len(pairs) > 1 else "1 seed"
-            return Difference(change, low, high, relative, by)
-        folders = [
-            (self.hypotheses(x, column), self.hypotheses(y, column))
-            for x, y in zip(ones, others)
-        ]
-        folders = [x for x in folders if None not in x]
-        if not folders:
+        """How far the runs of a row are from another's, of the seeds that both have."""
+        look = self.value if column in STATISTICS else self.hypotheses
+        pairs = [(look(x, column), look(y, column)) for x, y in zip(ones, others)]
+        pairs = [x for x in pairs if None not in x]
+        if not pairs:
             return None
-        found = count_alike(
-            self.data(column) / "text", [x for side in zip(*folders) for x in side]
-        )
-        units = read_units(self.data(column))
-        one, other = (
-            units.together(
-                Counts(*(sum(part) for part in zip(*(x["wer"] for x in side))))
-            )
-            for side in (found[: len(folders)], found[len(folders) :])
-        )
-        by = f"{units}, too few to tell" if units.too_few else str(units)
-        change, low, high = paired_interval(one, other)
-        return Difference(change, low, high, 100 * change / max(other.rate, 1e-9), by)
+        if column in STATISTICS:
+            return over_seeds(pairs)
+        return over_test_set(self.data(column), pairs)
+
+
+def over_seeds(pairs: list[tuple[float, float]]) -> Difference:
+    """Of statistics of one seed each, with Student's t."""
+    changes = [x - y for x, y in pairs]
+    change, base = statistics.mean(changes), statistics.mean(y for _, y in pairs)
+    low = high = None
+    if len(changes) > 1:
+        half = float(student.ppf(0.975, len(changes) - 1))
+        half *= statistics.stdev(changes) / math.sqrt(len(changes))
+        low, high = change - half, change + half
+    by = f"{len(pairs)} seeds" if len(pairs) > 1 else "1 seed"
+    return Difference(change, low, high, 100 * change / base if base else None, by)
+
+
+def over_test_set(data: Path, pairs: list[tuple[Path, Path]]) -> Difference:
+    """Of word error rates: the test set is drawn anew, all seeds' errors added up.
+
+    Args:
+        data: the test set.
+        pairs: what was decoded, of one seed each.
+    """
+    sides = list(zip(*pairs))
+    found = count_alike(data / "text", [x for side in sides for x in side])
+    units = read_units(data)
+    one, other = (
+        units.together(Counts(*(sum(x) for x in zip(*(y["wer"] for y in side)))))
+        for side in (found[: len(pairs)], found[len(pairs) :])
+    )
+    change, low, high = paired_interval(one, other)
+    relative = 100 * change / other.rate if other.rate else None
+    by = f"{units}, too few to tell" if units.too_few else str(units)
+    return Difference(change, low, high, relative, by)
 
 
 def missing(asked: Experiment, found: Found, seeds: int = 1) -> list[Run]:
@@ -760,15 +757,17 @@ def differences(asked: Experiment, found: Found, seeds: int = 1) -> str:
         ones, others = (
             [asked.run_of(x, column, seed) for seed in range(seeds)] for x in (row, base)
         )
-        found_one = found.difference(ones, others, column)
-        if found_one is None:
+        there = found.difference(ones, others, column)
+        if there is None:
             continue
-        interval = ""
-        if found_one.low is not None:
-            interval = f"[{found_one.low:{digits}}, {found_one.high:{digits}}]"
+        interval = relative = ""
+        if there.low is not None:
+            interval = f"[{there.low:{digits}}, {there.high:{digits}}]"
+        if there.relative is not None:
+            relative = f"{there.relative:+.1f} %"
         cells = [f"{row.label} against {base.label}, {column}"]
-        cells += [f"{found_one.change:{digits}}", interval, f"{found_one.relative:+.1f} %"]
-        cells += [found_one.by, papers_difference(asked, row, base, column)]
+        cells += [f"{there.change:{digits}}", interval, relative, there.by]
+        cells.append(papers_difference(asked, row, base, column))
         lines.append("| " + " | ".join(cells) + " |")
     if not lines:
         return ""
