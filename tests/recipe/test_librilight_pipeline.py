@@ -206,9 +206,11 @@ def test_a_published_scorer_beside_the_other(recipe, tmp_path):
     pack += ["--asr_model_file", str(scorer / "valid.loss.best.pth")]
     call(recipe, pack)
     options = ["--scorer_tag", str(packed), "--scorer_name", "published"]
+    options += ["--valid_set", "librispeech_dev_other"]  # PAPER's, which is in dump/
     log = call(recipe, [*SAME, *options, "--stage", "6", "--stop_stage", "6"])
-    assert "Stage 6: Score librilight_unlabelled" in log
-    assert (recipe / f"exp/librilight/conf/{MODEL}_published_scorer_ep1.yaml").exists()
+    assert "Stage 6: Score librilight_unlabelled librispeech_dev_other_pool" in log
+    name = f"{MODEL}_librispeech_dev_other_published_scorer_ep1"
+    assert (recipe / f"exp/librilight/conf/{name}.yaml").exists()
     scores = recipe.glob("exp/librilight/confidence_*/librilight_unlabelled")
     assert len({(x / "utt2confidence").read_text() for x in scores}) == 1
 

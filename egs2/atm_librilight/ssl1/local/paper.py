@@ -749,7 +749,10 @@ def papers_difference(asked: Experiment, row: Row, base: Row, column: str) -> st
 def differences(asked: Experiment, found: Found, seeds: int = 1) -> str:
     """Markdown: how far each row is from the one that it is compared with."""
     lines = []
-    digits = "+.3g" if asked.only_pretraining else "+.2f"
+
+    def signed(x: float) -> str:
+        return f"{x:+.3g}" if asked.only_pretraining else f"{round(x, 2) + 0.0:+.2f}"
+
     for row, column in itertools.product(asked.rows, asked.columns):
         base = asked.row(row.against)
         if base is None or base is row:
@@ -762,11 +765,11 @@ def differences(asked: Experiment, found: Found, seeds: int = 1) -> str:
             continue
         interval = relative = ""
         if there.low is not None:
-            interval = f"[{there.low:{digits}}, {there.high:{digits}}]"
+            interval = f"[{signed(there.low)}, {signed(there.high)}]"
         if there.relative is not None:
             relative = f"{there.relative:+.1f} %"
         cells = [f"{row.label} against {base.label}, {column}"]
-        cells += [f"{there.change:{digits}}", interval, relative, there.by]
+        cells += [signed(there.change), interval, relative, there.by]
         cells.append(papers_difference(asked, row, base, column))
         lines.append("| " + " | ".join(cells) + " |")
     if not lines:
