@@ -35,6 +35,7 @@ OPTIONS = {
     "ssl_conf": (
         "masker",
         "masker_conf",
+        "validation_masker",
         "loss_scale",
         "loss_scale_conf",
         "scorer",
@@ -42,6 +43,7 @@ OPTIONS = {
         "crop_seconds",
     ),
     "masker_conf": ("mask_ratio", "span", "strategy", "sharpness", "exact"),
+    "validation_masker": ("mask_ratio", "span", "strategy", "sharpness", "exact"),
     "loss_scale_conf": ("average", "frame_prob", "sharpness"),
     "track_conf": ("smooth", "energy_gate"),
 }
@@ -58,6 +60,9 @@ class SSLConf:
             for ``atm``, 0.49 for ``random`` (the paper's baseline).
         span: encoded frames.
         strategy, sharpness, exact: see :func:`espnet_atm.masking.sample_span_mask`.
+        validation_masker: arguments of the same function for validation, whose losses
+            then have no weights either, so that those of runs with other masks compare;
+            None: as in training.
         loss_scale: ``none``, ``utterance`` (ATM+S) or ``frame``.
         average: see :func:`espnet_atm.weighting.frame_weights`.
         frame_prob: see there.
@@ -87,11 +92,15 @@ class SSLConf:
     sharpness: float = 1.0
     weight_sharpness: float = 1.0
     exact: bool = False
+    validation_masker: Optional[Dict[str, Any]] = None
 
     @property
     def needs_confidence(self) -> bool:
-        """Whether training cannot do without frame confidences."""
-        return self.masker == "atm" or self.loss_scale != "none"
+        """Whether training or validation cannot do without frame confidences."""
+        validated = (self.validation_masker or {}).get("strategy", "random")
+        return (
+            self.masker == "atm" or self.loss_scale != "none" or validated != "random"
+        )
 
     @property
     def needs_track(self) -> bool:
@@ -124,30 +133,19 @@ class SSLConf:
         crop_seconds = conf.get("crop_seconds")
         if crop_seconds is not None:
             crop_seconds = number("ssl_conf.crop_seconds", crop_seconds, positive=True)
-        strategy = masker_conf.get("strategy", "high" if masker == "atm" else "random")
-        if masker == "random" and strategy != "random":
+        if masker == "random" and masker_conf.get("strategy", "random") != "random":
             raise UserError(
-                f"ssl_conf.masker_conf.strategy: {strategy!r} needs masker: atm; with "
-                "masker: random leave strategy out"
+                f"ssl_conf.masker_conf.strategy: {masker_conf['strategy']!r} needs masker: "
+                "atm; with masker: random leave strategy out"
             )
-        ratio = masker_conf.get("mask_ratio", 0.40 if masker == "atm" else 0.49)
-        span = masker_conf.get("span", 10)
-        sharpness = masker_conf.get("sharpness", 1.0)
-        exact = masker_conf.get("exact", False)
-        try:
-            check_mask_options(ratio, span, strategy, sharpness, exact)
-        except ValueError as e:
-            raise UserError(f"ssl_conf.masker_conf.{e}") from None
-        if strategy in UNDRAWN and sharpness != 1:
-            raise UserError(
-                f"ssl_conf.masker_conf.sharpness: {sharpness} changes nothing with "
-                f"strategy: {strategy}; leave it out"
-            )
-        if strategy == "topk" and masker_conf.get("span", 1) != 1:
-            logging.warning(
-                f"ssl_conf.masker_conf.span: {span} has no part in strategy: topk, which "
-                "masks single frames"
-            )
+        masking = _masking("ssl_conf.masker_conf", masker_conf, masker)
+        validation = conf.get("validation_masker")
+        if validation is not None:
+            where = "ssl_conf.validation_masker"
+            validation = mapping(where, validation)
+            known(where, validation, OPTIONS["validation_masker"])
+            guided = validation.get("strategy", "random") != "random"
+            validation = _masking(where, validation, "atm" if guided else "random")
         weight_sharpness = scale_conf.get("sharpness", 1.0)
         check_sharpness("ssl_conf.loss_scale_conf.sharpness", weight_sharpness)
         if scale != "utterance" and weight_sharpness != 1:
@@ -157,9 +155,7 @@ class SSLConf:
             )
         return cls(
             masker=masker,
-            mask_ratio=float(ratio),
-            span=span,
-            strategy=strategy,
+            validation_masker=validation,
             loss_scale=scale,
             average=one_of(
                 "ssl_conf.loss_scale_conf.average",
@@ -173,9 +169,8 @@ class SSLConf:
             ),
             scorer=scorer,
             crop_seconds=crop_seconds,
-            sharpness=float(sharpness),
             weight_sharpness=float(weight_sharpness),
-            exact=exact,
+            **masking,
             **_refinement("ssl_conf.track_conf", track_conf),
         )
 
@@ -185,12 +180,18 @@ class SSLConf:
         Raises:
             UserError: naming ``mask_ratio``.
         """
-        if not 0 < self.mask_ratio < 1:
-            lost = "no frame is predicted" if not self.mask_ratio else "none is heard"
-            raise UserError(
-                f"ssl_conf.masker_conf.mask_ratio: {self.mask_ratio} teaches nothing: "
-                f"{lost}; write a fraction between 0 and 1, e.g. mask_ratio: 0.40"
-            )
+        maskers = {"masker_conf": self.masking()}
+        if self.validation_masker is not None:
+            maskers["validation_masker"] = self.validation_masker
+        for name, masker in maskers.items():
+            ratio = masker["mask_ratio"]
+            if not 0 < ratio < 1:
+                what = "teaches" if name == "masker_conf" else "tells"
+                lost = "none is heard" if ratio else "no frame is predicted"
+                raise UserError(
+                    f"ssl_conf.{name}.mask_ratio: {ratio} {what} nothing: {lost}; write a "
+                    "fraction between 0 and 1, e.g. mask_ratio: 0.40"
+                )
 
     def masking(self) -> Dict[str, Any]:
         """The arguments of :func:`espnet_atm.masking.sample_span_mask`."""
@@ -199,6 +200,43 @@ class SSLConf:
 
     def __str__(self) -> str:
         return ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+def _masking(where: str, conf: Mapping[str, Any], masker: str) -> Dict[str, Any]:
+    """The checked arguments of :func:`espnet_atm.masking.sample_span_mask`.
+
+    Args:
+        where: what to call them by.
+        conf: those that are given.
+        masker: whose defaults the others have.
+    """
+    guided = masker == "atm"
+    found = {
+        "mask_ratio": conf.get("mask_ratio", 0.40 if guided else 0.49),
+        "span": conf.get("span", 10),
+        "strategy": conf.get("strategy", "high" if guided else "random"),
+        "sharpness": conf.get("sharpness", 1.0),
+        "exact": conf.get("exact", False),
+    }
+    try:
+        check_mask_options(**found)
+    except ValueError as e:
+        raise UserError(f"{where}.{e}") from None
+    strategy, sharpness = found["strategy"], found["sharpness"]
+    if strategy in UNDRAWN and sharpness != 1:
+        raise UserError(
+            f"{where}.sharpness: {sharpness} changes nothing with strategy: {strategy}; "
+            "leave it out"
+        )
+    if strategy == "topk" and conf.get("span", 1) != 1:
+        logging.warning(
+            f"{where}.span: {conf['span']} has no part in strategy: topk, which masks "
+            "single frames"
+        )
+    found.update(
+        mask_ratio=float(found["mask_ratio"]), sharpness=float(found["sharpness"])
+    )
+    return found
 
 
 def _scorer(value: Any) -> Optional[Dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Span masks guided by confidence (Ask2Mask, Eq. 3 and 4)."""
 
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import torch
@@ -261,6 +261,7 @@ class GuidedMasking(torch.nn.Module):
     Args:
         mask_embedding: (C,), the parameter of the module that this one replaces.
         mask_ratio, span, strategy, sharpness, exact: as in :func:`sample_span_mask`.
+        validation: these options where the module does not train; None: the same.
     """
 
     def __init__(
@@ -271,21 +272,28 @@ class GuidedMasking(torch.nn.Module):
         strategy: str,
         sharpness: float = 1.0,
         exact: bool = False,
+        validation: Optional[Dict[str, Any]] = None,
     ):
         super().__init__()
-        check_mask_options(mask_ratio, span, strategy, sharpness, exact)
         self.mask_embedding = mask_embedding
-        self.mask_ratio = mask_ratio
-        self.span = span
-        self.strategy = strategy
-        self.sharpness = sharpness
-        self.exact = exact
+        self.options = {
+            "mask_ratio": mask_ratio,
+            "span": span,
+            "strategy": strategy,
+            "sharpness": sharpness,
+            "exact": exact,
+        }
+        self.validation = self.options if validation is None else validation
+        for options in (self.options, self.validation):
+            check_mask_options(**options)
 
     def extra_repr(self) -> str:
-        return (
-            f"mask_ratio={self.mask_ratio}, span={self.span}, strategy={self.strategy}, "
-            f"sharpness={self.sharpness}, exact={self.exact}"
-        )
+        def told(options: Dict[str, Any]) -> str:
+            return ", ".join(f"{k}={v}" for k, v in options.items())
+
+        if self.validation is self.options:
+            return told(self.options)
+        return f"{told(self.options)}; validation: {told(self.validation)}"
 
     def forward(
         self,
@@ -306,21 +314,15 @@ class GuidedMasking(torch.nn.Module):
             The masked frames (B, T, C), zero at padding, and ``mask_m`` and ``mask_u``,
             True at the masked and at the unmasked valid frames, (B, T), bool.
         """
+        options = self.options if self.training else self.validation
         if confidence is None:
-            if self.strategy != "random":
+            if options["strategy"] != "random":
                 raise ValueError(
-                    f"strategy: {self.strategy} needs confidence, got none"
+                    f"strategy: {options['strategy']} needs confidence, got none"
                 )
             confidence = x.new_zeros(x.shape[:2])
         mask = sample_span_mask(
-            confidence,
-            (~padding_mask).sum(dim=1),
-            self.mask_ratio,
-            self.span,
-            self.strategy,
-            generator,
-            self.sharpness,
-            self.exact,
+            confidence, (~padding_mask).sum(dim=1), generator=generator, **options
         )
         masked = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
         # Convolutions of the encoder, of positions above all, see beyond an utterance's

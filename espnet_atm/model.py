@@ -105,7 +105,9 @@ class ATMSSLModel(ESPnetSSLModel):
                         f"{type(loss).__name__}, which takes no weights; write none"
                     )
         masking = GuidedMasking(
-            model.util_modules["mask"].mask_embedding, **conf.masking()
+            model.util_modules["mask"].mask_embedding,
+            **conf.masking(),
+            validation=conf.validation_masker,
         )
         super().__init__(
             frontend=model.frontend,
@@ -304,7 +306,8 @@ class ATMSSLModel(ESPnetSSLModel):
             feats, padding, confidence, generator
         )
         mask_info.update(weight=None, generator=generator)
-        if self.conf.loss_scale != "none":
+        alike = not self.training and self.conf.validation_masker is not None
+        if self.conf.loss_scale != "none" and not alike:
             mask_info["weight"] = frame_weights(
                 confidence,
                 lengths,

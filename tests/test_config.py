@@ -113,6 +113,20 @@ def test_exact(masker):
     assert SSLConf.parse({"masker": masker, "masker_conf": {"exact": False}}) == plain
 
 
+def test_the_masker_of_validation():
+    assert SSLConf.parse({}).validation_masker is None
+    common = {"strategy": "random", "mask_ratio": 0.49, "span": 10}
+    common |= {"sharpness": 1.0, "exact": False}
+    for masker in ("atm", "random"):
+        conf = SSLConf.parse({"masker": masker, "validation_masker": {}})
+        assert conf.validation_masker == common
+        assert conf.needs_track == (masker == "atm")
+    given = {"strategy": "low", "span": 5, "exact": True}
+    conf = SSLConf.parse({"masker": "random", "validation_masker": given})
+    assert conf.validation_masker == {**common, **given, "mask_ratio": 0.40}
+    assert conf.needs_track and conf.masking()["strategy"] == "random"
+
+
 @pytest.mark.parametrize("span", [None, 1, 10])
 def test_a_span_that_has_no_part_is_told(span, caplog):
     more = {} if span is None else {"span": span}
@@ -130,6 +144,8 @@ NO_NUMBERS = [True, "30", "0.4", [], [3], {}, float("nan"), float("inf"), "many"
         ("masker_conf", "mask_ratio"),
         ("masker_conf", "span"),
         ("masker_conf", "sharpness"),
+        ("validation_masker", "mask_ratio"),
+        ("validation_masker", "span"),
         ("loss_scale_conf", "sharpness"),
         ("loss_scale_conf", "frame_prob"),
         ("track_conf", "smooth"),
@@ -156,6 +172,7 @@ def test_what_is_no_number_is_refused(where, value):
         ("masker",),
         ("loss_scale",),
         ("masker_conf", "strategy"),
+        ("validation_masker", "strategy"),
         ("loss_scale_conf", "average"),
         ("scorer", "measure"),
         ("scorer", "asr_train_config"),
@@ -212,6 +229,19 @@ def test_what_is_no_word_is_refused(where, value):
         ({"masker_conf": {"exact": 1}}, "masker_conf.exact: 1 is not true or false"),
         ({"masker_conf": {"exact": "true"}}, "exact: 'true' is not true or .*quotes"),
         ({"masker_conf": {"exact": None}}, "masker_conf.exact: None is not true or false"),
+        (
+            {"validation_masker": {"strategy": "highest"}},
+            "ssl_conf.validation_masker.strategy: 'highest' is not known; write one of",
+        ),
+        (
+            {"validation_masker": {"sharpness": 2}},
+            "validation_masker.sharpness: 2 changes nothing with strategy: random",
+        ),
+        (
+            {"validation_masker": {"masker": "random"}},
+            "ssl_conf.validation_masker: unknown 'masker'; known are mask_ratio, span",
+        ),
+        ({"validation_masker": "random"}, "validation_masker: 'random' is not a mapping"),
         ({"loss_scale": []}, r"ssl_conf.loss_scale: \[\] is not known"),
         ({"loss_scale": False}, "ssl_conf.loss_scale: False is not known"),
         ({"scorer": []}, r"ssl_conf.scorer: \[\] is not a mapping"),

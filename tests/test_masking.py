@@ -439,3 +439,16 @@ def test_module_casts_the_embedding_and_wants_confidence():
     assert masked.dtype == torch.bfloat16 and info["mask_m"].sum() == 4
     with pytest.raises(ValueError, match="strategy: high needs confidence"):
         module(x, padding)
+
+
+def test_module_has_a_masker_of_its_own_for_validation():
+    other = {"mask_ratio": 0.2, "span": 2, "strategy": "random", "exact": True}
+    embedding = torch.nn.Parameter(torch.zeros(3))
+    module = GuidedMasking(embedding, 0.8, 4, "high", validation=other)
+    assert list(module.state_dict()) == ["mask_embedding"]
+    assert "validation: mask_ratio=0.2, span=2" in repr(module)
+    x, padding = torch.randn(1, 30, 3), torch.zeros(1, 30, dtype=torch.bool)
+    assert module(x, padding, torch.rand(1, 30))[1]["mask_m"].sum() >= 24
+    assert module.eval()(x, padding)[1]["mask_m"].sum() == 6
+    with pytest.raises(ValueError, match="span: 0 is not a positive"):
+        GuidedMasking(embedding, 0.8, 4, "high", validation={**other, "span": 0})

@@ -245,6 +245,34 @@ def test_validation_masks_do_not_change_and_training_masks_do(build):
     assert not torch.equal(*masks)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_common_masker_of_validation(build, objective):
+    """Models of the same weights have the same losses, however they are trained."""
+    common = {"strategy": "random", "mask_ratio": 0.3, "span": 4}
+    models = [
+        build(objective, validation_masker=common, **conf)
+        for conf in (
+            {"masker": "random"},
+            {"masker": "atm", "masker_conf": {"strategy": "low"}},
+            {"masker": "atm", "loss_scale": "utterance"},
+            {"masker": "random", "loss_scale": "frame"},
+        )
+    ]
+    alike = build(objective, masker="random", masker_conf=common)
+    data = batch()
+    with torch.no_grad():
+        expected, stats, _ = alike.eval()(**data)
+        for model in models:
+            loss, found, _ = model.eval()(**data)
+            assert torch.equal(loss, expected)
+            assert {k: float(v) for k, v in found.items()} == pytest.approx(
+                {k: float(v) for k, v in stats.items()}
+            )
+    stats = [model.train()(**data)[1] for model in models]
+    assert all(0.4 < float(x["mask_ratio"]) for x in stats)
+    assert "weight" in stats[2] and "weight" in stats[3]
+
+
 @pytest.mark.parametrize("path", [{}, TRANSFORMER], ids=["conformer", "transformer"])
 def test_an_utterance_beside_a_longer_one_is_encoded_as_alone(build, path):
     model = build(path=path, masker="random", masker_conf={"mask_ratio": 0.0}).eval()

@@ -66,3 +66,17 @@ def test_exact_in_the_name():
     assert "exact" not in make("atm")[1]["ssl_conf"]["masker_conf"]
     with pytest.raises(ValueError, match="masker_conf.exact: 1 is not true or false"):
         make("atm", "--exact", "1")
+
+
+def test_the_masker_of_validation_in_the_name():
+    name, config = make("atm", "--validation_masker", "mask_ratio=0.49 strategy=random")
+    assert name == "w2v_bert_conformer_l_atm_high_0.4x10_valid_random_0.49x10"
+    assert SSLConf.parse(config["ssl_conf"]).validation_masker["mask_ratio"] == 0.49
+    assert make("atm", "--validation_masker", "strategy=random") == (name, config)
+    options = ["--validation_masker", "strategy=topk exact=true"]
+    name, _ = make("random", *options, "--loss_scale", "utterance")
+    assert name.endswith("_random_0.49x10_scale_utterance_valid_topk_0.4_exact")
+    with pytest.raises(ValueError, match="--validation_masker random: write e.g."):
+        make("atm", "--validation_masker", "random")
+    with pytest.raises(ValueError, match="validation_masker.span: 'x' is not a number"):
+        make("atm", "--validation_masker", "span=x")

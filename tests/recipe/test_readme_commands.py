@@ -74,7 +74,7 @@ def test_runs_are_called_what_is_said(recipe):
 
 def test_tables_of_the_paper_are_planned(recipe):
     found = commands(OWN, "local/paper.sh")
-    assert len(found) == 4
+    assert len(found) == 5
     for words, _ in found:
         at = words.index("--") if "--" in words else len(words)
         said = call(recipe, [*words[:at], "--dry_run", *words[at:]])

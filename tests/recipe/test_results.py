@@ -164,3 +164,43 @@ def test_few_utterances_are_called_so(folder, capsys):
         folder("--put", x)
     folder("--show", told[0], "--baseline", told[1])
     assert "2 utterances are too few to tell" in capsys.readouterr().out
+
+
+def test_speakers_are_drawn_where_there_are_enough(folder):
+    """What errs together makes the interval wider."""
+
+    def units(speakers: int) -> results.Units:
+        utts = [f"u{n:03d}" for n in range(200)]
+        folder.write("data/test/text", "".join(f"{x} a b\n" for x in reversed(utts)))
+        lines = "".join(f"{x} s{n % speakers}\n" for n, x in enumerate(utts))
+        folder.write("data/test/utt2spk", lines)
+        return results.read_units(folder.path / "data/test")
+
+    assert str(units(19)) == "200 utterances" == str(units(200))
+    found = units(20)
+    assert str(found) == "20 speakers" and not found.too_few
+    numbers = np.arange(200)
+    one = results.Counts(numbers % 2, np.full(200, 2))
+    together = found.together(one)
+    assert together.errors.tolist() == [0, 10] * 10 and set(together.lengths) == {20}
+    assert together.rate == one.rate
+    other = results.Counts(np.zeros(200, int), np.full(200, 2))
+    narrow = results.paired_interval(one, other)
+    wide = results.paired_interval(together, found.together(other))
+    assert narrow[0] == wide[0] == 25
+    assert wide[2] - wide[1] > 2 * (narrow[2] - narrow[1])
+    (folder.path / "data/test/utt2spk").unlink()
+    assert str(results.read_units(folder.path / "data/test")) == "200 utterances"
+
+
+def test_models_are_counted_by_the_same_program(folder):
+    text, folders = folder.path / "data/test/text", []
+    for run in ("first", "second"):
+        folder.decode(run)
+        folders.append(folder.path / run / "test")
+    for kind in ("wer", "cer"):
+        folder.write(f"second/test/score_{kind}/result.txt", SCLITE)
+    first, second = results.count_alike(text, folders)
+    assert first["wer"].rate == second["wer"].rate == 25  # sclite would say 75
+    (second,) = results.count_alike(text, folders[1:])
+    assert second["wer"].rate == 75

@@ -76,6 +76,8 @@ exact=                # true: not exceeded, the last span is cut (default: false
 span=                 # Encoded frames (default: the paper's).
 strategy=             # high, low, mixed, random, topk or shuffled (default: the paper's).
 sharpness=            # Exponent on the confidence that masks are drawn by (default: 1).
+validation_masker=    # Of validation, without weights, so that runs with other masks compare:
+                      # e.g. "strategy=random mask_ratio=0.49 span=10" (default: as training).
 loss_scale=           # none, utterance or frame (default: none).
 frame_prob=           # Of loss_scale frame: the part of utterances (default: 0.1).
 nclusters=            # Of HuBERT's pseudo-labels (default: num_classes of the config).
@@ -140,6 +142,9 @@ Options:
     --strategy         # high, low, mixed, random, topk, or shuffled, the control (default:
                        # high for atm).
     --sharpness        # Exponent on the confidence that masks are drawn by (default: 1).
+    --validation_masker  # Masks of validation, without weights, so that runs with other masks
+                       # compare, e.g. "strategy=random mask_ratio=0.49 span=10" (default: as
+                       # training).
     --loss_scale       # none, utterance or frame (default: none).
     --frame_prob       # With --loss_scale frame: the part of utterances (default: 0.1).
     --scorer_config    # config.yaml of an ESPnet ASR model with CTC, instead of training one.
@@ -522,7 +527,7 @@ fi
 ssl_config=$(python3 local/make_ssl_config.py --config "${train_config}" \
     --masker "${masker}" --mask_ratio "${mask_ratio}" --span "${span}" \
     --strategy "${strategy}" --sharpness "${sharpness}" --exact "${exact}" \
-    --loss_scale "${loss_scale}" \
+    --validation_masker "${validation_masker}" --loss_scale "${loss_scale}" \
     --num_classes "${nclusters}" --frame_prob "${frame_prob}" \
     --km_portion "${portion:-}" --name_part "${ssl_part}" --output_dir "${expdir}/conf")
 ssl_name=$(basename "${ssl_config}" .yaml)
@@ -787,13 +792,14 @@ for name in "${unlabelled_sets}" ${unlabelled_sets} ${labelled_sets}; do
     # shellcheck disable=SC2086
     keys[${name}]=$(sets_key ${name})
 done
-# What utterances of a pool say is not looked at: in dump/, a set that is labelled too is
-# another set as a pool.
+# What utterances of a pool say is not looked at: in dump/, a set that is labelled too, for this
+# run or among the corpus's test sets, is another set as a pool.
 # shellcheck disable=SC2086
 pool_key=$(sets_key ${unlabelled_sets})
 data_sets=${unlabelled_sets}
+known_sets="${labelled_sets} $(cat "data/local/${corpus}/test_sets" 2> /dev/null || true)"
 for name in train_set valid_set; do
-    if grep -qxF -- "${!name}" <(tr ' ' '\n' <<< "${labelled_sets}"); then
+    if grep -qxF -- "${!name}" <(tr ' ' '\n' <<< "${known_sets}"); then
         printf -v "${name}" %s "${!name}_pool"
     fi
 done

@@ -27,6 +27,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--strategy", default="")
     parser.add_argument("--sharpness", default="", help="of the strategy's draws")
     parser.add_argument("--exact", default="", help="cut the last span of each row")
+    parser.add_argument(
+        "--validation_masker", default="", help="of validation: NAME=VALUE ..."
+    )
     parser.add_argument("--loss_scale", default="")
     parser.add_argument("--frame_prob", default="", help="of --loss_scale frame")
     parser.add_argument("--num_classes", default="", help="of the HuBERT loss")
@@ -35,6 +38,31 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--name_part", default="", help="of what no config says")
     return parser
+
+
+def given_masker(words: str) -> dict:
+    """``NAME=VALUE ...`` as ``ssl_conf.validation_masker`` has it."""
+    found = {}
+    for word in words.split():
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--validation_masker {words}: write e.g. strategy=random mask_ratio=0.49"
+            )
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def masks_part(what: str, masking: dict) -> str:
+    """What a name says of masks, the arguments of ``sample_span_mask``."""
+    part = f"_{what}_{masking['mask_ratio']:g}"
+    if masking["strategy"] != "topk":  # which masks single frames
+        part += f"x{masking['span']}"
+    if masking["exact"]:
+        part += "_exact"
+    if masking["sharpness"] != 1:
+        part += f"_sharp{masking['sharpness']:g}"
+    return part
 
 
 def make_config(args: argparse.Namespace) -> tuple[str, dict]:
@@ -57,6 +85,8 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
         scale_conf = dict(ssl_conf.get("loss_scale_conf") or {})
         scale_conf["frame_prob"] = yaml.safe_load(args.frame_prob)
         ssl_conf["loss_scale_conf"] = scale_conf
+    if args.validation_masker:
+        ssl_conf["validation_masker"] = given_masker(args.validation_masker)
     conf = SSLConf.parse(ssl_conf)
     # Written out, so that a default and the same value given are one run.
     masker_conf.update(mask_ratio=conf.mask_ratio, span=conf.span)
@@ -65,10 +95,12 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
         del masker_conf["sharpness"]
     if not conf.exact:
         masker_conf.pop("exact", None)
-    length = f"x{conf.span}"
     if conf.strategy == "topk":  # masks single frames
         del masker_conf["span"]
-        length = ""
+    if conf.validation_masker is not None:
+        ssl_conf["validation_masker"] = dict(conf.validation_masker)
+        if conf.validation_masker["strategy"] == "topk":
+            del ssl_conf["validation_masker"]["span"]
     if conf.masker == "atm":
         masker_conf["strategy"] = conf.strategy
     config["ssl_conf"] = ssl_conf
@@ -85,13 +117,13 @@ def make_config(args: argparse.Namespace) -> tuple[str, dict]:
             name += f"_km{loss_conf['num_classes']}"
             name += f"_portion{args.km_portion}" if args.km_portion else ""
     strategy = "" if conf.masker == "random" else f"_{conf.strategy}"
-    name += f"_{conf.masker}{strategy}_{conf.mask_ratio:g}{length}"
-    if conf.exact:
-        name += "_exact"
-    if conf.sharpness != 1:
-        name += f"_sharp{conf.sharpness:g}"
+    name += masks_part(f"{conf.masker}{strategy}", conf.masking())
     if conf.loss_scale != "none":
         name += f"_scale_{conf.loss_scale}{args.frame_prob}"
+    if conf.validation_masker is not None:
+        name += masks_part(
+            f"valid_{conf.validation_masker['strategy']}", conf.validation_masker
+        )
     name += args.name_part
     if len(name) > MOST:
         digest = hashlib.md5(name.encode()).hexdigest()

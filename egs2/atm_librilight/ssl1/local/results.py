@@ -11,7 +11,7 @@ import re
 import statistics
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import jiwer
 import numpy as np
@@ -29,7 +29,7 @@ MEAN = "mean of "  # in the column of seeds
 DRAWS = 10000
 CHUNK = 2**22  # utterances drawn at a time
 SEED = 0
-# Fewer utterances than this say nothing, however wide the interval.
+# Fewer than this say nothing, however wide the interval.
 FEW = 20
 
 Row = Dict[str, str]
@@ -125,10 +125,73 @@ def count(reference: Path, decoded: Path, by: str = "") -> Tuple[Dict[str, Count
     return {x: jiwer_counts(*texts, x) for x in ("wer", "cer")}, "jiwer"
 
 
+def count_alike(reference: Path, folders: Sequence[Path]) -> List[Dict[str, Counts]]:
+    """:func:`count` of several models, by the same program: each aligns in its own way."""
+    found = [count(reference, x) for x in folders]
+    if len({by for _, by in found}) > 1:
+        found = [count(reference, x, by="jiwer") for x in folders]
+    return [counts for counts, _ in found]
+
+
+class Units(NamedTuple):
+    """What of a test set is drawn together.
+
+    Args:
+        of: the unit of each utterance (N,), int.
+        name: ``speakers`` or ``utterances``.
+    """
+
+    of: np.ndarray
+    name: str
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return len(np.unique(self.of))
+
+    @property
+    def too_few(self) -> bool:
+        """Whether they say nothing, however wide the interval."""
+        return self.total < FEW
+
+    def __str__(self) -> str:
+        return f"{self.total} {self.name}"
+
+    def together(self, counts: Counts) -> Counts:
+        """The errors of each unit."""
+        _, place = np.unique(self.of, return_inverse=True)
+        errors, lengths = (
+            np.bincount(place, weights=x).round().astype(int) for x in counts
+        )
+        return Counts(errors, lengths)
+
+
+def read_units(data: Path) -> Units:
+    """Speakers, whose utterances are right or wrong together, or utterances.
+
+    Few speakers cannot stand for others; then utterances are drawn, whose interval is too
+    narrow.
+
+    Args:
+        data: folder of the test set, with ``text`` and, where speakers are known,
+            ``utt2spk``.
+    """
+    utts = sorted(read_text(data / "text"))
+    file = data / "utt2spk"
+    speakers = read_text(file) if file.is_file() else {}
+    known = sorted({speakers.get(x, x) for x in utts})
+    if FEW <= len(known) < len(utts):
+        number = {x: n for n, x in enumerate(known)}
+        of = [number[speakers.get(x, x)] for x in utts]
+        return Units(np.array(of), "speakers")
+    return Units(np.arange(len(utts)), "utterances")
+
+
 def paired_interval(one: Counts, other: Counts) -> Tuple[float, float, float]:
     """How much lower or higher one error rate is than another of the same utterances.
 
-    Utterances are drawn with replacement, the same for both (Bisani and Ney, "Bootstrap
+    What is counted (utterances or, better, speakers: :class:`Units`) is drawn with
+    replacement, the same for both (Bisani and Ney, "Bootstrap
     estimates for confidence intervals in ASR performance evaluation", ICASSP 2004).
 
     Returns:
@@ -274,20 +337,17 @@ def differences(args: argparse.Namespace, model: Decoded, baseline: Decoded) -> 
     """A line for each test set."""
     lines = []
     for name in args.test_sets:
-        reference = args.data_dir / name / "text"
-        one, by_one = count(reference, model.folder / name)
-        other, by_other = count(reference, baseline.folder / name)
-        if by_one != by_other:  # they align in their own ways
-            one, _ = count(reference, model.folder / name, by="jiwer")
-            other, _ = count(reference, baseline.folder / name, by="jiwer")
+        data = args.data_dir / name
+        counts = count_alike(data / "text", [x.folder / name for x in (model, baseline)])
+        units = read_units(data)
         said = []
-        for what in ("wer", "cer"):
-            numbers = paired_interval(one[what], other[what])
+        for what in RATES:
+            one, other = (units.together(x[what[:3].lower()]) for x in counts)
+            numbers = paired_interval(one, other)
             change, *bounds = (f"{round(x, 1) + 0.0:+.1f}" for x in numbers)  # no -0.0
-            said.append(f"{what.upper()} {change} [{', '.join(bounds)}]")
-        utts = len(one["wer"].errors)
-        few = f"; {utts} utterances are too few to tell" if utts < FEW else ""
-        lines.append(f"  {name}: {', '.join(said)}{few}")
+            said.append(f"{what[:3]} {change} [{', '.join(bounds)}]")
+        few = " are too few to tell" if units.too_few else ""
+        lines.append(f"  {name}: {', '.join(said)}; {units}{few}")
     return lines
 
 
@@ -308,9 +368,9 @@ def show(args: argparse.Namespace) -> None:
         return
     for model in args.show:
         print(
-            f"\n{model.run}, seed {model.seed}, against {args.baseline.run}, {args.which}:\n"
-            "percentage points (below 0: fewer errors), and the 95 % interval of "
-            f"{DRAWS} paired draws of utterances"
+            f"\n{model.run}, seed {model.seed}, against {args.baseline.run}, "
+            f"{args.which}:\npercentage points (below 0: fewer errors), and the 95 % interval of "
+            f"{DRAWS} paired draws of what is named"
         )
         print("\n".join(differences(args, model, args.baseline)))
 
