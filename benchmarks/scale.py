@@ -26,6 +26,7 @@ of its own:
 """
 
 import argparse
+import io
 import json
 import os
 import resource
@@ -473,6 +474,17 @@ def measure_report(folder: Path, utterances: int) -> None:
     )
 
 
+class Counted(io.FileIO):
+    """A file that counts the bytes that are read of it."""
+
+    count = 0
+
+    def readinto(self, buffer) -> int:
+        found = super().readinto(buffer)
+        self.count += found
+        return found
+
+
 def measure_crop(folder: Path) -> None:
     """32 s out of half an hour, and out of a segment's own file."""
     # Last: what a process has been counts as the peak of those that it starts.
@@ -487,12 +499,32 @@ def measure_crop(folder: Path) -> None:
         ("a file of 57 s", short, SEGMENT),
     ):
         firsts = rng.integers(0, (seconds - 32) * RATE, 100)
-        begin = resource.getrusage(resource.RUSAGE_SELF)
+        used = cpu_of(lambda: [read_audio(f"{file}:{x}:{x + 32 * RATE}") for x in firsts])
+        read = 0
         for first in firsts:
-            read_audio(f"{file}:{first}:{first + 32 * RATE}")
-        end = resource.getrusage(resource.RUSAGE_SELF)
-        cpu = end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
-        print(f"a crop of 32 s out of {name}: {1000 * cpu / len(firsts):.1f} CPU ms")
+            with Counted(file) as counted, soundfile.SoundFile(counted) as f:
+                f.seek(first)
+                f.read(32 * RATE, dtype="float32")
+            read += counted.count
+        own = file.stat().st_size / seconds * 32
+        print(
+            f"a crop of 32 s out of {name}: {1000 * used / len(firsts):.1f} CPU ms, "
+            f"{read / len(firsts) / 1000:.0f} kB, {read / len(firsts) / own:.2f} times what "
+            "32 s of it take"
+        )
+    used = cpu_of(lambda: [soundfile.read(short, dtype="float32") for _ in firsts])
+    print(
+        f"  ESPnet reads all of a file: {1000 * used / len(firsts):.1f} CPU ms, "
+        f"{short.stat().st_size / 1000:.0f} kB"
+    )
+
+
+def cpu_of(work) -> float:
+    """CPU seconds of a function in this process."""
+    begin = resource.getrusage(resource.RUSAGE_SELF)
+    work()
+    end = resource.getrusage(resource.RUSAGE_SELF)
+    return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
 
 
 def main(cmd=None) -> None:

@@ -100,8 +100,8 @@ RANDOM_RATIO, ATM_RATIO = "0.49", "0.4"
 
 # Parameters in millions, utterances of 32 s a batch, and updates, of conf/tuning. Segments
 # of 57 s in the mean fill the batches before they are cropped: 140, times accum_grad.
-SIZES = {"l": (108, 560, 400_000), "xl": (640, 2240, 400_000), "mini": (1.2, 1, 540)}
-UPDATES = {("w2v_bert", "l"): 900_000}
+SIZES = {"l": (98, 560, 400_000), "xl": (612, 2240, 400_000), "mini": (1.2, 1, 540)}
+OTHERS = {("w2v_bert", "l"): (108, 560, 900_000)}
 FRAMES = 32 * 25  # of an utterance
 # The ASR config by the size of the pre-trained model, as in run.sh. Front end and encoder
 # of fine-tuning are the pre-trained model's (local/make_asr_config.py), so that XL needs
@@ -174,8 +174,8 @@ class Run:
 
     def gpu_hours(self) -> float:
         """An estimate for pre-training, which is nearly all."""
-        millions, batch, updates = SIZES[self.model_size]
-        updates = UPDATES.get((self.objective, self.model_size), updates)
+        size = self.objective, self.model_size
+        millions, batch, updates = OTHERS.get(size, SIZES[self.model_size])
         frames = updates * batch * FRAMES
         return frames * millions * 1e6 * FLOP_PER_PARAMETER / FLOP_PER_SECOND / 3600
 
