@@ -1,6 +1,7 @@
 """Data preparation of --corpus librilight, up to the audio and text of training."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -47,6 +48,9 @@ STEW = ("librispeech_960", "ami_ihm", "ami_sdm1", "tedlium2", "commonvoice")
 for part in ("train", "dev"):
     # The dev set of TED-LIUM is an evaluation set too.
     LABELLED[f"{'+'.join(STEW)}_{part}"] = sum(LABELLED[f"{x}_{part}"] for x in STEW)
+# What an AMI-scorer is trained on.
+AMI = "ami_ihm+ami_sdm1"
+LABELLED.update({f"{AMI}_train": 12, f"{AMI}_dev": 12})
 POOL = {"librilight_unlabelled": 1, "librilight_unlabelled_dev": 1}
 # None is needed: none is on the path of this test.
 PROGRAMS = ("sox", "flac", "ffmpeg", "sph2pipe", "java")
@@ -84,7 +88,8 @@ def done(tmp_path_factory) -> tuple[Path, Path, str]:
     run = subprocess.run(
         ["./run.sh", "--corpus", "librilight", "--size", "small", "--nj", "1"]
         + ["--stage", "1", "--stop_stage", "4", "--finetune_sets"]
-        + [f"librispeech_100 {' '.join(STEW)} {'+'.join(STEW)}"],
+        + [f"librispeech_100 {' '.join(STEW)} {'+'.join(STEW)}"]
+        + ["--asr_train_set", f"{AMI}_train", "--asr_valid_set", f"{AMI}_dev"],
         cwd=recipe,
         text=True,
         stdout=subprocess.PIPE,
@@ -154,6 +159,18 @@ def test_sets_that_share_utterances_are_not_combined(done):
         "data/librispeech_100+librispeech_960_train: 3 ids of utt2spk are in more than one "
         "of librispeech_100_train librispeech_960_train, the first: 103-1103-0000;"
     ) in run.stderr
+
+
+def test_a_set_of_ones_own_that_is_called_so_stays(done):
+    _, recipe, _ = done
+    for part in ("train", "dev"):
+        own = recipe / f"data/my+own_{part}"
+        shutil.copytree(recipe / f"data/librispeech_100_{part}", own)
+    command = ["./run.sh", "--corpus", "librilight", "--size", "small", "--nj", "1"]
+    command += ["--stop_stage", "1", "--finetune_sets", "my+own"]
+    run = subprocess.run(command, cwd=recipe, text=True, capture_output=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr
+    assert len(read(own / "text")) == LABELLED["librispeech_100_dev"]
 
 
 def test_the_pool_is_cut_where_there_is_speech(done):

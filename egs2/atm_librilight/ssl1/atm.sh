@@ -656,6 +656,15 @@ segment() {
         "local/segment_${corpus}.sh" --nj "${nj}" ${segment_opts}
     ) 8> "data/.${corpus}.lock" 7> "${data_lock}"
 }
+# parts_of SET: a_train and b_train of a+b_train, unless that is somebody's own; else SET.
+parts_of() {
+    if [[ $1 = *+* ]] && { [ ! -s "data/$1/wav.scp" ] || [ -e "data/.steps/combine_$1.begun" ]; }
+    then
+        echo "${1//+/_${1##*_} }"
+    else
+        echo "$1"
+    fi
+}
 # combine: data/${combined}, of ${parts}.
 combine() {
     local own=data/.combined_${combined} dset table twice all kept
@@ -713,11 +722,7 @@ if runs 1; then
         log "Stage 1: Data preparation: ${corpus}"
         made=${test_sets}
         for dset in ${trained_sets}; do
-            if [[ ${dset} = *+* ]]; then  # a+b_train is of a_train and b_train
-                made+=" ${dset//+/_${dset##*_} }"
-            else
-                made+=" ${dset}"
-            fi
+            made+=" $(parts_of "${dset}")"
         done
         "${segmented}" || made+=" ${unlabelled_sets}"
         prepare_once "prepare_${corpus}" "$(data_key)" "${made}" prepare
@@ -726,18 +731,12 @@ if runs 1; then
             rm -f "data/.steps/prepare_${corpus}.done"
         fi
     fi
-    for name in ${finetune_sets}; do
-        if [[ ${name} = *+* ]]; then
-            for part in train dev; do
-                combined=${name}_${part} parts=
-                for one in ${name//+/ }; do
-                    parts+="${parts:+ }${one}_${part}"
-                done
-                # "whole": what was combined by an earlier version may lack parts.
-                # shellcheck disable=SC2086
-                prepare_once "combine_${combined}" "whole $(sets_key ${parts})" "${combined}" combine
-            done
-        fi
+    for combined in ${trained_sets}; do
+        parts=$(parts_of "${combined}")
+        [ "${parts}" != "${combined}" ] || continue
+        # "whole": what was combined by an earlier version may lack parts.
+        # shellcheck disable=SC2086
+        prepare_once "combine_${combined}" "whole $(sets_key ${parts})" "${combined}" combine
     done
 fi
 

@@ -152,7 +152,7 @@ class Run:
         taught = LS
         if self.scorer == "ami":
             found += ["--scorer_name", "ami"]
-            taught = "ami_ihm"
+            taught = AMI
         found += ["--asr_train_set", f"{taught}_train", "--asr_valid_set", f"{taught}_dev"]
         if self.seed:
             found += ["--seed", str(self.seed)]
