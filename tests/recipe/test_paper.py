@@ -269,7 +269,7 @@ def test_plan(name, head, plan):
         suffix = "_rnnt" if head == "rnnt" else ""
         assert given.pop("asr_config") == f"{config}{suffix}.yaml"
         assert given.pop("stop_stage", "") == ("10" if name == "figure 6" else "")
-        taught = "ami_ihm" if run["scorer"] else "librispeech_100"
+        taught = "ami_ihm+ami_sdm1" if run["scorer"] else "librispeech_100"
         assert given.pop("asr_train_set") == f"{taught}_train"
         assert given.pop("asr_valid_set") == f"{taught}_dev"
         assert given.pop("scorer_name", "") == run.pop("scorer")

@@ -156,8 +156,8 @@ def test_sets_that_share_utterances_are_not_combined(done):
     run = subprocess.run(command, cwd=recipe, text=True, capture_output=True)
     assert run.returncode == 1
     assert (
-        "data/librispeech_100+librispeech_960_train: 3 ids of utt2spk are in more than one "
-        "of librispeech_100_train librispeech_960_train, the first: 103-1103-0000;"
+        "data/librispeech_100+librispeech_960_dev: 6 ids of utt2spk are in more than one "
+        "of librispeech_100_dev librispeech_960_dev, the first: 116-1116-0000;"
     ) in run.stderr
 
 
