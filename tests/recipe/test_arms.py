@@ -132,11 +132,13 @@ def dumped(recipe):
         shutil.copytree(dump, dump.with_name(f"{dset}_pool"))
     for dset in ("b_train", "b_dev"):
         shutil.copytree(recipe / "data" / dset, recipe / "dump/x/raw" / dset)
+    # Validated on, and a test set.
+    shutil.copytree(recipe / "data/b_dev", recipe / "dump/x/raw/b_dev_labelled")
     return recipe
 
 
 @pytest.mark.slow
-def test_pseudo_labels_of_runs_that_are_started_at_once(dumped, asr):
+def test_pseudo_labels_of_runs_that_are_started_at_once(dumped, asr, monkeypatch):
     """Other numbers of clusters, and another part of the pool that they are learned from."""
     options = (
         *("--asr_train_set", "b_train", "--asr_valid_set", "b_dev"),
@@ -158,6 +160,7 @@ def test_pseudo_labels_of_runs_that_are_started_at_once(dumped, asr):
     ]
     for process, log in zip(processes, logs):
         assert process.wait(300) == 0, log.read_text()[-3000:]
+    monkeypatch.chdir(dumped)  # paths in the lists are relative to the recipe
     folders = sorted(dumped.glob("exp/x/kmeans_*"))
     assert len(folders) == 3
     assert {"kmeans_4", "kmeans_6"} < {x.name for x in folders}
