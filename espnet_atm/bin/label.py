@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from espnet_atm.bin.learn_kmeans import add_options, find_dataset, find_features
+from espnet_atm.devices import device_of
 from espnet_atm.errors import UserError, one_line_errors, telling_full_disk
 from espnet_atm.values import whole
 
@@ -47,8 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def label_all(args: argparse.Namespace) -> int:
     """Label what is not labelled yet; return how many utterances have no labels."""
-    from espnet_atm.bin.score import device_of  # slow
-    from espnet_atm.corpus import Settings
+    from espnet_atm.corpus import Settings  # slow
     from espnet_atm.kmeans import Kmeans
     from espnet_atm.labelling import label_corpus
     from espnet_atm.labels import MOST_LABELS, LabelWriter

@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 
 from espnet_atm.audio import AudioDataset
+from espnet_atm.devices import add_device_options, device_of
 from espnet_atm.errors import UserError, one_line_errors, telling_full_disk
 from espnet_atm.track import MOST
 from espnet_atm.values import MOST_CODES, whole
@@ -46,14 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ssl_train_config", help="instead: config.yaml of an SSL run,")
     parser.add_argument("--ssl_model_file", help="its weights,")
     parser.add_argument("--layer", type=int, help="and the layer, from 1")
-    parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
-    parser.add_argument(
-        "--job",
-        type=int,
-        default=1,
-        help="number of this one, from 1, of several on a machine, whose GPUs they take "
-        "in turn",
-    )
+    add_device_options(parser)
     parser.add_argument(
         "--num_workers", type=int, default=1, help="processes that read audio (1)"
     )
@@ -108,7 +102,6 @@ def main(cmd=None) -> None:
     whole("seed", args.seed, least=0, most=2**32 - 1)
     if not 0 < args.portion <= 1:
         raise UserError(f"portion: {args.portion} is not above 0 and at most 1")
-    from espnet_atm.bin.score import device_of
     from espnet_atm.kmeans import learn_kmeans
     from espnet_atm.labelling import Sample
 

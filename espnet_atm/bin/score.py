@@ -35,6 +35,7 @@ from espnet2.utils.types import float_or_none, str2bool
 
 from espnet_atm.audio import AudioDataset
 from espnet_atm.confidence import MEASURES, check_refinement
+from espnet_atm.devices import add_device_options, device_of
 from espnet_atm.errors import UserError, one_line_errors, telling_full_disk
 from espnet_atm.scorers.find import HELP, Source, find_scorer
 from espnet_atm.scoring import BATCH_SECONDS, compare_sources, score_corpus
@@ -69,14 +70,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--wav_scp", required=True, help="what to score")
     parser.add_argument("--segments", help="Kaldi's, when recordings are cut by it")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--ngpu", type=int, default=0, help="0: CPU, 1: GPU")
-    parser.add_argument(
-        "--job",
-        type=int,
-        default=1,
-        help="number of this one, from 1, of several on a machine, whose GPUs they take "
-        "in turn",
-    )
+    add_device_options(parser)
     parser.add_argument(
         "--half",
         type=str2bool,
@@ -230,15 +224,6 @@ def score_all(args: argparse.Namespace) -> int:
             )
         logging.info(f"{writer.records} scored, {writer.skipped} skipped")
     return writer.skipped
-
-
-def device_of(args: argparse.Namespace) -> str:
-    """Where the scorer runs: of several GPUs, on the one whose turn it is."""
-    import torch
-
-    if not args.ngpu:
-        return "cpu"
-    return f"cuda:{(args.job - 1) % max(torch.cuda.device_count(), 1)}"
 
 
 def main(cmd=None) -> None:

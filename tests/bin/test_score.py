@@ -24,7 +24,8 @@ from scipy.signal import resample_poly
 from espnet_atm.audio import Table
 from espnet_atm import scoring
 from espnet_atm.bin import summary
-from espnet_atm.bin.score import device_of, get_parser, main
+from espnet_atm.bin.score import get_parser, main
+from espnet_atm.devices import device_of
 from espnet_atm.confidence import align_track, smooth_confidence
 from espnet_atm.frames import FrameGrid
 from espnet_atm.scorer import Scorer
