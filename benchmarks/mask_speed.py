@@ -1,73 +1,145 @@
 #!/usr/bin/env python3
-"""Time to make the masks of one batch, against ESPnet's own, side by side in one run.
+"""Time to make the masks of one batch: ours, ESPnet's and other toolkits', in turns.
 
     . tools/activate_python.sh; OMP_NUM_THREADS=1 python benchmarks/mask_speed.py
 
-Both mask the same number of rows and frames; ESPnet's ``mask_prob`` is set so that it
-masks about as much. Rounds alternate, so that what else the machine does hits both.
+All mask the same number of rows and frames, and about as many of them, in spans of 10;
+those that are made on the CPU are taken to the device. Only ours follow anything.
+SpeechBrain's for BEST-RQ are one for the whole batch, and theirs and torchaudio's,
+fairseq2's and ESPnet's mask as many frames of each row as of its shortest.
 """
 
 import argparse
-import statistics
-import time
+from typing import Any, Callable, Dict
 
 import torch
-from espnet2.ssl.utils.mask import _compute_mask_indices
+from measure import Rows, find_peers, get_parser, host_syncs, interleave, start
 
 from espnet_atm.masking import STRATEGIES, sample_span_mask
 
-MASK_PROB = 0.51  # with overlaps about 0.40 of the frames
+SPAN, RATIO = 10, 0.40
+WITH_OVERLAPS = 0.51  # of frames, as spans are counted: about 0.40 are masked
+SIZES = ("16x400", "64x800", "64x1600", "8x100000")  # rows and frames
+LONG = 10000  # frames from which on a third of the rounds has to do
+GOAL_AT = "64x800"
 
 
-def seconds(function) -> float:
-    """Wall time of one call, the device's work included."""
-    begin = time.perf_counter()
-    mask = function()
-    if mask.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+def load_espnet() -> Callable:
+    from espnet2.ssl.utils.mask import _compute_mask_indices
+
+    return lambda rows, frames, padding: _compute_mask_indices(
+        (rows, frames), padding, padding.device, WITH_OVERLAPS, SPAN
+    )
+
+
+def load_huggingface() -> Callable:
+    from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
+
+    return lambda rows, frames, padding: torch.from_numpy(
+        _compute_mask_indices((rows, frames), WITH_OVERLAPS, SPAN)
+    )
+
+
+def load_torchaudio() -> Callable:
+    from torchaudio.models.wav2vec2.components import _compute_mask_indices
+
+    return lambda rows, frames, padding: _compute_mask_indices(
+        (rows, frames), padding, WITH_OVERLAPS, SPAN
+    )
+
+
+def load_speechbrain() -> Callable:
+    from speechbrain.lobes.models.wav2vec import compute_mask
+
+    return lambda rows, frames, padding: torch.from_numpy(
+        compute_mask((rows, frames), [frames] * rows, RATIO, SPAN)
+    )
+
+
+def load_speechbrain_best_rq() -> Callable:
+    from speechbrain.lobes.models.BESTRQ import compute_mask
+
+    def make(rows: int, frames: int, padding: torch.Tensor) -> torch.Tensor:
+        index = compute_mask((rows, frames, 1), [frames] * rows, RATIO / SPAN, SPAN)
+        mask = torch.zeros(rows, frames, dtype=torch.bool)
+        mask[:, index] = True
+        return mask
+
+    return make
+
+
+def load_fairseq2() -> Callable:
+    from fairseq2.nn.utils.mask import compute_row_mask
+
+    return lambda rows, frames, padding: compute_row_mask(
+        (rows, frames), SPAN, WITH_OVERLAPS, device=padding.device
+    )
+
+
+PEERS = {
+    "ESPnet": load_espnet,
+    "Hugging Face": load_huggingface,
+    "torchaudio": load_torchaudio,
+    "SpeechBrain, wav2vec 2.0": load_speechbrain,
+    "SpeechBrain, BEST-RQ": load_speechbrain_best_rq,
+    "fairseq2": load_fairseq2,
+}
+
+
+def measure(rows: Rows, size: str, peers: Dict[str, Any], args: argparse.Namespace) -> None:
+    """One size of batch."""
+    batch, frames = map(int, size.split("x"))
+    confidence = torch.rand(batch, frames, device=args.device)
+    lengths = torch.full((batch,), frames, device=args.device)
+    padding = torch.zeros(batch, frames, dtype=torch.bool, device=args.device)
+    functions = {
+        name: lambda make=make: make(batch, frames, padding).to(args.device)
+        for name, make in peers.items()
+    }
+    ours = {
+        f"ours, {name}": lambda name=name: sample_span_mask(
+            *(confidence, lengths, RATIO, SPAN, name), exact=args.exact
+        )
+        for name in STRATEGIES
+    }
+    functions.update(ours)
+    rounds = max(1, args.rounds // 3) if frames >= LONG else args.rounds
+    times = interleave(functions, rounds, device=args.device)
+    slowest = max(ours, key=lambda name: times[name].median)
+    case = f"{size} frames"
+    for name, function in functions.items():
+        masked = function().float().mean().item()
+        columns = {"note": f"{masked:.3f} masked"}
+        if name not in ours:
+            columns["ratio"] = times[name] / times[slowest]
+            columns["of"] = f"its time over that of {slowest}"
+            if name == "Hugging Face":
+                columns["goal"] = ">= 1"
+        elif "ESPnet" in times:
+            columns["ratio"] = times["ESPnet"] / times[name]
+            columns["of"] = "ESPnet's time over ours"
+            if size == GOAL_AT:
+                columns["goal"] = ">= 50"
+        if name in ours and "Hugging Face" in times:
+            faster = times["Hugging Face"] / times[name]
+            columns["note"] += f"; Hugging Face's takes {faster:.2f} of its time"
+        syncs = host_syncs(function, args.device)
+        rows.add(case, name, times[name], syncs=syncs, **columns)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=800)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
+    parser = get_parser(__doc__, rounds=15)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="rows x frames")
     parser.add_argument("--exact", action="store_true", help="as of masker_conf")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    confidence = torch.rand(args.batch, args.frames, device=args.device)
-    lengths = torch.full((args.batch,), args.frames, device=args.device)
-    padding = torch.zeros(args.batch, args.frames, dtype=torch.bool, device=args.device)
-
-    functions = {
-        "espnet": lambda: _compute_mask_indices(
-            (args.batch, args.frames), padding, args.device, MASK_PROB, 10
-        ),
-        **{
-            name: lambda name=name: sample_span_mask(
-                *(confidence, lengths, 0.40, 10, name), exact=args.exact
-            )
-            for name in STRATEGIES
-        },
-    }
-    times = {name: [] for name in functions}
-    for round_ in range(args.rounds + 1):
-        for name, function in functions.items():
-            taken = seconds(function)
-            if round_:  # the first warms up
-                times[name].append(taken)
-
-    print(f"{args.batch} x {args.frames} frames on {args.device}, ", end="")
-    print(f"{torch.get_num_threads()} thread(s), median of {args.rounds}")
-    print(f"{'masks':10}{'ms':>10}{'masked':>10}{'times faster':>15}")
-    stock = statistics.median(times["espnet"])
-    for name, function in functions.items():
-        median = statistics.median(times[name])
-        masked = function().float().mean().item()
-        print(f"{name:10}{1000 * median:10.2f}{masked:10.3f}{stock / median:15.1f}")
+    start(args)
+    rows = Rows("masks", args)
+    peers, missing = find_peers(PEERS)
+    for size in ["4x50"] if args.quick else args.sizes:
+        measure(rows, size, peers, args)
+    rows.add_missing(missing)
+    rows.finish()
 
 
 if __name__ == "__main__":
