@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import statistics
 import time
 import warnings
@@ -63,7 +64,7 @@ class Times:
     """Seconds of each round, in the order of the rounds."""
 
     wall: List[float] = dataclasses.field(default_factory=list)
-    cpu: List[float] = dataclasses.field(default_factory=list)  # of this process
+    cpu: List[float] = dataclasses.field(default_factory=list)  # its children's too
 
     @property
     def median(self) -> float:
@@ -102,6 +103,7 @@ def interleave(
     rounds: int,
     warm_up: int = 1,
     device: str = "cpu",
+    before: Callable[[str], Any] = lambda name: None,
 ) -> Dict[str, Times]:
     """Time functions in turns, each once a round, the device's work included.
 
@@ -112,6 +114,7 @@ def interleave(
         rounds: that count.
         warm_up: rounds before them that do not.
         device: that they work on.
+        before: is called with a name before that function's time is taken.
     """
     names = list(functions)
     times = {name: Times() for name in names}
@@ -120,14 +123,21 @@ def interleave(
         order = names[first:] + names[:first]
         gc.collect()
         for name in order[:: -1 if round_ // len(names) % 2 else 1]:
+            before(name)
             synchronize(device)
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), _cpu_seconds()
             functions[name]()
             synchronize(device)
             if round_ >= warm_up:
                 times[name].wall.append(time.perf_counter() - wall)
-                times[name].cpu.append(time.process_time() - cpu)
+                times[name].cpu.append(_cpu_seconds() - cpu)
     return times
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def host_syncs(function: Callable[[], Any], device: str) -> Optional[int]:
@@ -183,15 +193,21 @@ def _peak(make: Callable, args: Tuple, device: str, warm_up: int, threads: int) 
         call()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _status("VmRSS")
+    before = _kilobytes("/proc/self/status", "VmRSS")
     call()
-    return max(0, _status("VmHWM") - before)
+    return max(0, _kilobytes("/proc/self/status", "VmHWM") - before)
 
 
-def _status(name: str) -> int:
-    """Bytes."""
-    text = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", text)[1])
+def free_memory(device: str) -> int:
+    """Bytes that may be taken."""
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[0]
+    return _kilobytes("/proc/meminfo", "MemAvailable")
+
+
+def _kilobytes(file: str, name: str) -> int:
+    """A line of a file of /proc, in bytes."""
+    return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path(file).read_text())[1])
 
 
 # --- peers ------------------------------------------------------------------------------
@@ -228,7 +244,7 @@ class Row:
     low: Optional[float] = None  # quartiles
     high: Optional[float] = None
     unit: str = "ms"
-    cpu: Optional[float] = None  # ms of the process
+    cpu: Optional[float] = None  # ms
     memory: Optional[float] = None  # MiB
     syncs: Optional[int] = None  # of the host with the device
     ratio: Optional[float] = None
@@ -282,15 +298,27 @@ class Rows:
         self.rows: List[Row] = []
 
     def add(
-        self, case: str, name: str, times: Optional[Times] = None, **columns: Any
+        self,
+        case: str,
+        name: str,
+        times: Optional[Times] = None,
+        per: Optional[float] = None,
+        **columns: Any,
     ) -> None:
-        """Add a row; ``times`` gives it medians, the rest are fields of :class:`Row`."""
+        """Add a row.
+
+        Args:
+            times: gives it median and quartiles, in ms.
+            per: what is done in these times; then it has so much a second instead.
+            columns: fields of :class:`Row`.
+        """
         row = Row(self.part, case, name, **columns)
         if times is not None:
-            row.median, (row.low, row.high) = (
-                1000 * times.median,
-                (1000 * x for x in times.spread),
-            )
+            found = (times.median, *times.spread)
+            if per is None:
+                row.median, row.low, row.high = (1000 * x for x in found)
+            else:
+                row.median, row.high, row.low = (per / x for x in found)
             row.cpu = 1000 * statistics.median(times.cpu)
         self.rows.append(row)
 

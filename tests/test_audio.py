@@ -3,6 +3,7 @@ import pickle
 import re
 import subprocess
 import sys
+import zlib
 
 import kaldiio
 import numpy as np
@@ -137,6 +138,21 @@ def test_a_checksum_is_the_same_for_all_readers(tmp_path, speech):
         assert once == twice == checksum(read_audio(f"{tmp_path}/x.wav")[0])
     assert checksum(speech) != checksum(speech[::-1])
     assert checksum(np.array([1e30, -1e30])) == checksum(np.array([1e20, -1e20]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [0.1, 1, 40000, 65535.99, 65536, 65537, 1e30])
+def test_a_checksum_is_of_the_samples_in_32_bits(dtype, scale):
+    # As it was computed when the tracks that are stored were made.
+    rng = np.random.default_rng(0)
+    edges = np.array([1, -1, 0.5 / 32768, 1.5 / 32768, -0.5 / 32768, 32767 / 32768])
+    speech = scale * np.concatenate([edges, rng.uniform(-1, 1, 1000)])
+    speech = speech.astype(dtype)
+    scaled = np.rint(speech.astype(np.float32).astype(np.float64) * 32768)
+    stored = scaled.clip(-(2**31), 2**31 - 1).astype("<i4").tobytes()
+    before = speech.copy()
+    assert checksum(speech) == f"{zlib.crc32(stored):08x}"
+    assert np.array_equal(speech, before)
 
 
 def test_what_tells_audio_from_other(tmp_path, speech):
