@@ -319,7 +319,8 @@ class Rows:
                 row.median, row.low, row.high = (1000 * x for x in found)
             else:
                 row.median, row.high, row.low = (per / x for x in found)
-            row.cpu = 1000 * statistics.median(times.cpu)
+            if times.cpu:
+                row.cpu = 1000 * statistics.median(times.cpu)
         self.rows.append(row)
 
     def add_missing(self, missing: Dict[str, str], case: str = "") -> None:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Speed and memory of scoring, side by side in one run.
 
-    . tools/activate_python.sh; OMP_NUM_THREADS=2 python benchmarks/score_speed.py
+    . tools/activate_python.sh; OMP_NUM_THREADS=1 python benchmarks/score_speed.py
 
-A model and a corpus of yours (--asr_train_config, --asr_model_file, --wav_scp), or an
-untrained conformer with CTC and noise, in four ways:
+A model and a corpus of yours (--asr_train_config, --asr_model_file, --wav_scp), or
+untrained conformers with CTC and noise, in four ways:
 
 - bare: encoder and CTC head on batches that are ready, and nothing else;
 - score: ``espnet_atm.bin.score``, from wav.scp to confidence.ark;
@@ -18,12 +18,12 @@ for its peak memory.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import List
 
 import numpy as np
 import soundfile
@@ -31,6 +31,7 @@ import torch
 import yaml
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
+from measure import Rows, Times, get_parser, start
 
 from espnet_atm import scoring
 from espnet_atm.audio import AudioDataset
@@ -133,9 +134,107 @@ def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
     return seconds
 
 
+def measure(
+    rows: Rows, folder: Path, model: List[str], name: str, args: argparse.Namespace
+) -> None:
+    """One model.
+
+    Args:
+        folder: for the scores; has ``repeated.scp``, what is scored.
+        model: options of score.
+        name: what the table calls it.
+    """
+    on_gpu = args.device == "cuda"
+    scorer = Scorer.from_files(model[1], model[3], args.device, half=on_gpu)
+    wav_scp = folder / "repeated.scp"
+    dataset = AudioDataset(wav_scp, RATE)
+    total = sum(len(speech) for speech in dataset) / RATE
+    batch_bins = scoring.BATCH_SECONDS[on_gpu] * RATE
+    options = score.get_parser().parse_args(
+        [*model, "--wav_scp", str(wav_scp), "--output_dir", "unused"]
+        + ["--ngpu", str(int(on_gpu))]
+        + (["--num_workers", str(args.num_workers)] if args.num_workers else [])
+    )
+
+    def score_all(gate: bool) -> float:
+        options.speech_gate = gate
+        with tempfile.TemporaryDirectory(dir=folder) as output:
+            with ScoreWriter(Path(output), dataset.utterances) as writer:
+                begin = time.perf_counter()
+                scoring.score_corpus(
+                    *(scorer, dataset, writer, score.measure_options(options)),
+                    *(None, options.max_seconds, score.num_workers(options)),
+                )
+                return time.perf_counter() - begin
+
+    warm = torch.from_numpy(dataset[0])[None]
+    scorer.score(warm, torch.tensor([warm.size(1)]), speech_gate=True)
+    ways = {
+        "bare": lambda: bare(scorer, dataset, batch_bins),
+        "score": lambda: score_all(False),
+        "gated": lambda: score_all(True),
+    }
+    times = {way: Times() for way in ways}
+    for round_ in range(args.rounds):
+        order = list(ways)[round_ % 3 :] + list(ways)[: round_ % 3]
+        for way in order:
+            times[way].wall.append(ways[way]())
+
+    decode = Speech2Text(
+        asr_train_config=model[1],
+        asr_model_file=model[3],
+        device=args.device,
+        beam_size=1,
+        ctc_weight=1.0,
+        lm_weight=0.0,
+    )
+    some = [dataset[i] for i in range(args.espnet_utterances)]
+    begin = time.perf_counter()
+    for speech in some:
+        decode(speech)
+    seconds = time.perf_counter() - begin
+    # As if it had decoded all of them, to be compared with.
+    espnet = Times([seconds * total / (sum(map(len, some)) / RATE)] * args.rounds)
+
+    found = {
+        "bare": {},
+        "score": {"ratio": times["bare"] / times["score"], "goal": ">= 0.9"},
+        "gated": {"ratio": times["score"] / times["gated"]},
+        "espnet": {"ratio": espnet / times["score"]},
+    }
+    of = {"score": "bare's speed", "gated": "score's speed", "espnet": "its time over score's"}
+    for way, columns in found.items():
+        given = times.get(way, espnet)
+        rows.add(
+            *(name, way, given, total),
+            **{"unit": "s of audio/s", "of": of.get(way, ""), **columns},
+        )
+
+
+def measure_memory(rows: Rows, folder: Path) -> None:
+    """Peaks of a process that scores three windows of utterances, and ten times as many."""
+    model = make_model(folder, "mini")
+    first = folder / "first.scp"
+    first.write_text((folder / "repeated.scp").read_text().splitlines()[0] + "\n")
+    peaks = {}
+    for times_over in (1, 10):
+        count = 3 * scoring.WINDOW * times_over
+        more = repeated(first, count, folder / f"x{times_over}.scp")
+        command = [sys.executable, "-c", PEAK, *model, "--wav_scp", str(more)]
+        command += ["--output_dir", str(folder / f"x{times_over}")]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[times_over] = int(done.stdout.split()[-1]) / 1024
+        rows.add(
+            *("mini, as a process", f"{count} utterances"),
+            memory=peaks[times_over],
+            ratio=peaks[times_over] / peaks[1] if times_over > 1 else None,
+            of="peak of a tenth of them" if times_over > 1 else "",
+        )
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = get_parser(__doc__, rounds=3)
     parser.add_argument("--asr_train_config")
     parser.add_argument("--asr_model_file")
     parser.add_argument("--wav_scp", type=Path)
@@ -144,93 +243,33 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=12, help="of noise")
     parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 16.0))
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--ngpu", type=int, default=0)
+    parser.add_argument("--size", choices=SIZES, nargs="+", help="of untrained models")
     parser.add_argument("--num_workers", type=int, help="as of score")
     parser.add_argument("--espnet_utterances", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    device = "cuda" if args.ngpu else "cpu"
+    start(args)
+    sizes = args.size or (["large"] if args.device == "cuda" else ["small", "mini"])
+    if args.quick:
+        args.minutes, args.seconds, sizes = 0.1, (1.0, 2.0), ["mini"]
+        args.espnet_utterances = 1
+    rows = Rows("scoring", args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if args.asr_model_file:
-            model = ["--asr_train_config", args.asr_train_config]
-            model += ["--asr_model_file", args.asr_model_file]
-        else:
-            model = make_model(folder, args.size)
         wav_scp = args.wav_scp
         if wav_scp is None:
             wav_scp = folder / "wav.scp"
             make_corpus(wav_scp, args.minutes, args.seconds)
-        wav_scp = repeated(wav_scp, args.repeat, folder / "repeated.scp")
-        scorer = Scorer.from_files(model[1], model[3], device, half=args.ngpu > 0)
-        dataset = AudioDataset(wav_scp, RATE)
-        total = sum(len(speech) for speech in dataset) / RATE
-        batch_bins = scoring.BATCH_SECONDS[args.ngpu > 0] * RATE
-        options = score.get_parser().parse_args(
-            [*model, "--wav_scp", str(wav_scp), "--output_dir", "unused"]
-            + ["--ngpu", str(args.ngpu)]
-            + (["--num_workers", str(args.num_workers)] if args.num_workers else [])
-        )
-
-        warm = torch.from_numpy(dataset[0])[None]
-        scorer.score(warm, torch.tensor([warm.size(1)]), speech_gate=True)
-        times = {"bare": [], "score": [], "gated": []}
-        for round_ in range(args.rounds):
-            times["bare"].append(bare(scorer, dataset, batch_bins))
-            for way in ("score", "gated"):
-                options.speech_gate = way == "gated"
-                output = folder / f"{way}{round_}"
-                output.mkdir()
-                with ScoreWriter(output, dataset.utterances) as writer:
-                    begin = time.perf_counter()
-                    scoring.score_corpus(
-                        *(scorer, dataset, writer, score.measure_options(options)),
-                        *(None, options.max_seconds, score.num_workers(options)),
-                    )
-                    times[way].append(time.perf_counter() - begin)
-
-        decode = Speech2Text(
-            asr_train_config=model[1],
-            asr_model_file=model[3],
-            device=device,
-            beam_size=1,
-            ctc_weight=1.0,
-            lm_weight=0.0,
-        )
-        some = [dataset[i] for i in range(args.espnet_utterances)]
-        begin = time.perf_counter()
-        for speech in some:
-            decode(speech)
-        espnet = (time.perf_counter() - begin) / (sum(map(len, some)) / RATE)
-
-        rates = {name: total / min(found) for name, found in times.items()}
-        rates["espnet"] = 1 / espnet
-        name = args.asr_model_file or f"size {args.size}"
-        print(f"{total / 60:.1f} min of audio, {device}, {name}, ", end="")
-        print(f"{torch.get_num_threads()} thread(s), best of {args.rounds}")
-        for name, rate in rates.items():
-            print(f"{name:8}{rate:10.1f} s of audio a second")
-        print(f"score / bare     {rates['score'] / rates['bare']:8.3f}")
-        print(f"gated / score    {rates['gated'] / rates['score']:8.3f}")
-        print(f"score / espnet   {rates['score'] / rates['espnet']:8.1f}")
-        if args.ngpu:
-            print(f"audio hours a GPU hour: {rates['score']:.0f}")
-            return
-
-        peaks = {}
-        model = make_model(folder, "mini")
-        first = folder / "first.scp"
-        first.write_text(wav_scp.read_text().splitlines()[0] + "\n")
-        for times_over in (1, 10):
-            count = 3 * scoring.WINDOW * times_over
-            more = repeated(first, count, folder / f"x{times_over}.scp")
-            command = [sys.executable, "-c", PEAK, *model, "--wav_scp", str(more)]
-            command += ["--output_dir", str(folder / f"x{times_over}")]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            peaks[times_over] = int(done.stdout.split()[-1]) / 1024
-        print(f"peak memory in MiB, corpus 1 x and 10 x: {json.dumps(peaks)}")
-        print(f"growth {100 * (peaks[10] / peaks[1] - 1):.1f} %")
+        repeated(wav_scp, args.repeat, folder / "repeated.scp")
+        if args.asr_model_file:
+            model = ["--asr_train_config", args.asr_train_config]
+            model += ["--asr_model_file", args.asr_model_file]
+            measure(rows, folder, model, args.asr_model_file, args)
+        else:
+            for size in sizes:
+                measure(rows, folder, make_model(folder, size), f"untrained, {size}", args)
+        if args.device == "cpu" and not args.quick:
+            measure_memory(rows, folder)
+    rows.finish()
 
 
 if __name__ == "__main__":
