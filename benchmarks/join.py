@@ -48,7 +48,7 @@ def versions() -> str:
         except importlib.metadata.PackageNotFoundError:
             told.append(f"{name} not installed")
     done = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD"],
+        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
     )
@@ -79,6 +79,9 @@ def plot(rows: List[Row], file: Path) -> None:
             fontsize=6,
         )
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.tick_params(axis="x", labelsize=7)
         axis.axvline(1, color="lightgray", zorder=0)
         axis.invert_yaxis()
         axis.set_title(f"{part}: ratio (bar: its goal)", fontsize=8)

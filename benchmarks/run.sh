@@ -63,11 +63,13 @@ install_peers() {
     rm -rf -- "${venv}"
     python -m venv "${venv}" || die "could not make ${venv} (see above)"
     site=$("${venv}/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    # The project's packages come after what is installed here, and none of them is changed.
-    python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"${site}/project.pth"
+    # The project's packages come after what is installed here, and none of them is changed. (What their own .pth
+    # files say counts too: setuptools brings distutils back that way.)
+    python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path("purelib")!r})")' \
+        >"${site}/project.pth"
     frozen >"${venv}/constraints.txt"
     grep -vE '^ *(#|$)' "${here}/peers.txt" | while read -r peer; do
-        "${venv}/bin/python" -m pip install --constraint "${venv}/constraints.txt" "${peer}" </dev/null \
+        "${venv}/bin/python" -m pip install --quiet --constraint "${venv}/constraints.txt" "${peer}" </dev/null \
             || say "${peer} cannot be installed (see above): it will be missing from the table"
     done
     fingerprint >"${stamp}"
