@@ -73,6 +73,7 @@ class Table(Sequence):
         self.begin = len(BYTE_ORDER_MARK) if mark else 0
         self.end = os.fstat(self.file.fileno()).st_size
         self.after = self.begin  # the row that was found last
+        self.found: List[str] = []  # that row
         self.scan: Optional[_Scan] = None
         if checked:
             self._read_all()
@@ -209,14 +210,18 @@ class Table(Sequence):
     def get(self, name: str) -> Optional[List[str]]:
         """The row with this id; None if there is none.
 
-        Found at once where it comes after the one that was found last.
+        Found at once where it is the one that was found last, or the one after that.
         """
+        last = self.found
+        if last[:1] == [name]:
+            return list(last)
         try:
             found = self._locate(name)
         except UnicodeDecodeError:  # to be named, by its line
             found = None
         if found is not None and len(found[1]) == self.columns:
-            return found[1]
+            self.found = found[1]
+            return list(found[1])
         if self._read_all().sorted:
             return None
         index = self._find_hash(name)
@@ -253,20 +258,32 @@ class Table(Sequence):
                 first = start
             else:
                 last = start
-        while first < last:
-            if found := self._row_at(first, name):
+        wanted, at = name.encode("utf-8", "replace"), -1
+        block = self._pread(first, last - first + len(wanted))
+        while (at := block.find(wanted, at + 1)) >= 0:
+            start = block.rfind(b"\n", 0, at) + 1
+            if found := self._row_at(first + start, name):
                 return found
-            first = self._next_line(first)
         return None
 
     def _row_at(self, start: int, name: str) -> Optional[Tuple[int, List[str]]]:
         """The row that begins there, if it has this id."""
-        end = self._next_line(start)
-        row = self._split(self._pread(start, end - start))
+        line = self._line_at(start)
+        row = self._split(line)
         if not row or row[0] != name:
             return None
-        self.after = end
+        self.after = start + len(line)
         return start, row
+
+    def _line_at(self, start: int) -> bytes:
+        """The line that begins there, with its end."""
+        size = SEARCHED
+        while True:
+            data = self._pread(start, min(size, self.end - start))
+            end = data.find(b"\n") + 1
+            if end or len(data) < size:
+                return data[:end] if end else data
+            size *= 8
 
     def _next_line(self, at: int) -> int:
         """Where the first line after a byte begins."""
