@@ -215,20 +215,14 @@ class Reading:
         # ESPnet's dataset for statistics comes twice: with some of the streams first.
         if SPEECH in data:
             source, place = self._choose(data[SPEECH])
-            data[SPEECH] = self._read_speech(utt, source)
-            tracked = self.track is not None and TRACK in data
-            if place is not None:
-                data[PLACE] = place
-                if tracked:
-                    open_track(self.track).check_length(
-                        utt, int(place[0]), self.sampling_rate
-                    )
+            track = open_track(self.track) if self.track and TRACK in data else None
+            labels = self.labels if LABELS in data else None
+            if place is None:
+                data[SPEECH] = self._read_whole(utt, source, track, labels)
             else:
-                audio = data[SPEECH].astype(np.float32, copy=False)
-                if tracked:
-                    open_track(self.track).check_audio(utt, audio, self.sampling_rate)
-                if self.labels is not None and LABELS in data:
-                    self.labels.check_audio(utt, audio)
+                data[SPEECH], data[PLACE] = self._read_speech(utt, source), place
+                if track is not None:
+                    track.check_length(utt, int(place[0]), self.sampling_rate)
         words = data.get(LABELS)
         if self.stock is not None:
             data = self.stock(utt, data)
@@ -253,14 +247,43 @@ class Reading:
         last = min(first + keep + shift, length)
         return cut_from(speech, first, last), np.array([length, first, part])
 
-    def _read_speech(self, utt: str, speech) -> np.ndarray:
+    def _read_whole(
+        self, utt: str, source, track: Optional[TrackReader], labels: Optional[Labels]
+    ) -> np.ndarray:
+        """All of an utterance, compared with what was scored and labelled.
+
+        Then a FLAC need not be compared with its own checksum, which takes longer.
+        """
+        known = labels is not None
+        if track is not None and track.audio is not None:
+            known = known or track.scored_audio(utt)[1] == self.sampling_rate
+        speech = self._read_speech(utt, source, digest=not known)
+        audio = speech.astype(np.float32, copy=False)
+        compared = labels is not None
+        try:
+            if track is not None and track.check_audio(utt, audio, self.sampling_rate):
+                compared = True
+            if labels is not None:
+                labels.check_audio(utt, audio)
+        except UserError:
+            if known:
+                self._read_speech(utt, source)  # tells of a damaged file
+            raise
+        if known and not compared:
+            self._read_speech(utt, source)
+        return speech
+
+    def _read_speech(self, utt: str, speech, digest: bool = True) -> np.ndarray:
         rate, source = None, ""
         if isinstance(speech, str):
             source = f" ({speech})"
             if speech in ("", "None"):
                 raise UserError(f"{utt}: has no audio")
+            read = READERS[self.kind]
+            if read is read_audio:
+                read = functools.partial(read_audio, digest=digest)
             try:
-                speech, rate = READERS[self.kind](speech)
+                speech, rate = read(speech)
             except Exception as e:  # whatever the reader of this audio format raises
                 raise UserError(f"{utt}: {_told(e)}{source}") from e
         if not isinstance(speech, np.ndarray):

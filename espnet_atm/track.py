@@ -132,7 +132,7 @@ class TrackReader(Mapping):
             )
         return row
 
-    def check_audio(self, utt: str, speech: np.ndarray, rate: int) -> None:
+    def check_audio(self, utt: str, speech: np.ndarray, rate: int) -> bool:
         """Refuse audio that is not what was scored, where that is known.
 
         Audio of another length or rate may be another form of the same; what is of the
@@ -143,12 +143,15 @@ class TrackReader(Mapping):
             speech: all samples of the utterance (N,), float, in [-1, 1].
             rate: in Hz.
 
+        Returns:
+            Whether the samples were compared, and not only how long they last.
+
         Raises:
             UserError: naming the utterance, when it is other audio, or lasts longer or
                 shorter by more than two of the track's frames.
         """
         if self.audio is None:
-            return
+            return False
         samples, scored_rate, scored = self.scored_audio(utt)
         if (len(speech), rate) == (samples, scored_rate):
             found = checksum(speech)
@@ -158,8 +161,9 @@ class TrackReader(Mapping):
                     f"checksum {found}, in {self.audio.path} {scored}; score this audio, "
                     "or train on that"
                 )
-            return
+            return True
         self.check_length(utt, len(speech), rate)
+        return False
 
     def check_length(self, utt: str, length: int, rate: int) -> None:
         """Refuse audio that lasts longer or shorter than what was scored.

@@ -567,6 +567,50 @@ def test_tracks_as_scoring_leaves_them_are_trained_with(command, own, masker):
     assert (folder_of(cmd) / "1epoch.pth").exists()
 
 
+def test_a_flac_is_held_to_what_was_scored_or_to_its_own_checksum(own):
+    """What was scored is what its own checksum was of, or scoring would have refused it."""
+    from espnet2.train.dataset import ESPnetDataset
+
+    speech, flac = read_last(own), own / f"{LAST}.flac"
+    rewrite(own / "wav.scp", lambda x: [*x[:-1], f"{LAST} {flac}"])
+
+    def write(samples, digest=b""):
+        soundfile.write(flac, samples, 16000, subtype="PCM_16")
+        data = bytearray(flac.read_bytes())
+        data[26 : 26 + len(digest)] = digest
+        flac.write_bytes(data)
+
+    def read(tracked):
+        streams = [(str(own / "wav.scp"), "speech", "sound")]
+        if tracked:
+            streams.append((str(own / "confidence.scp"), "confidence", "kaldi_ark"))
+        ours, reading = Reading(None, 16000).of(streams)
+        espnet_atm.data.open_track.cache_clear()
+        return ESPnetDataset(ours, preprocess=reading)[LAST][1]["speech"]
+
+    damaged = f"{LAST}: is damaged: its samples do not have the checksum of the FLAC"
+    scored(own)
+    write(speech, bytes(range(16)))
+    with pytest.raises(UserError, match=damaged):
+        read(tracked=False)
+    assert np.array_equal(read(tracked=True), speech.astype(np.float32))
+    write(speech[::-1], bytes(range(16)))
+    with pytest.raises(UserError, match=damaged):
+        read(tracked=True)
+    write(speech[::-1])
+    with pytest.raises(UserError, match=f"{LAST}: its audio is not what was scored"):
+        read(tracked=True)
+    write(speech[:-1], bytes(range(16)))  # of about the same length
+    with pytest.raises(UserError, match=damaged):
+        read(tracked=True)
+    write(speech[:-1])
+    assert len(read(tracked=True)) == len(speech) - 1
+    (own / "utt2audio").unlink()
+    write(speech, bytes(range(16)))
+    with pytest.raises(UserError, match=damaged):
+        read(tracked=True)
+
+
 def test_parts_are_held_to_what_is_noted_beside_the_whole(command, own):
     scored(own)
     split(own)
