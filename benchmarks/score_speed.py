@@ -57,6 +57,8 @@ SIZES = {
     "small": dict(size=256, heads=4, units=2048, blocks=12),
     "large": dict(size=512, heads=8, units=2560, blocks=12),
 }
+# Of noise for each: what is read before the first window can be scored is to be little.
+MINUTES = {"mini": 60, "small": 12, "large": 120}
 # Runs in a process of its own. (Its ru_maxrss would begin with this process's.)
 PEAK = """
 import sys
@@ -241,7 +243,7 @@ def main() -> None:
     parser.add_argument(
         "--repeat", type=int, default=1, help="how often to go through a short wav.scp"
     )
-    parser.add_argument("--minutes", type=float, default=12, help="of noise")
+    parser.add_argument("--minutes", type=float, help="of noise")
     parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 16.0))
     parser.add_argument("--size", choices=SIZES, nargs="+", help="of untrained models")
     parser.add_argument("--num_workers", type=int, help="as of score")
@@ -253,20 +255,24 @@ def main() -> None:
         args.minutes, args.seconds, sizes = 0.1, (1.0, 2.0), ["mini"]
         args.espnet_utterances = 1
     rows = Rows("scoring", args)
+    if args.asr_model_file:
+        sizes = [None]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wav_scp = args.wav_scp
-        if wav_scp is None:
-            wav_scp = folder / "wav.scp"
-            make_corpus(wav_scp, args.minutes, args.seconds)
-        repeated(wav_scp, args.repeat, folder / "repeated.scp")
-        if args.asr_model_file:
-            model = ["--asr_train_config", args.asr_train_config]
-            model += ["--asr_model_file", args.asr_model_file]
-            measure(rows, folder, model, args.asr_model_file, args)
-        else:
-            for size in sizes:
-                measure(rows, folder, make_model(folder, size), f"untrained, {size}", args)
+        for size in sizes:
+            wav_scp = args.wav_scp
+            if wav_scp is None:
+                wav_scp = folder / "wav.scp"
+                minutes = args.minutes or MINUTES[size or "small"]
+                make_corpus(wav_scp, minutes, args.seconds)
+            repeated(wav_scp, args.repeat, folder / "repeated.scp")
+            if size is None:
+                model = ["--asr_train_config", args.asr_train_config]
+                model += ["--asr_model_file", args.asr_model_file]
+                measure(rows, folder, model, args.asr_model_file, args)
+            else:
+                model = make_model(folder, size)
+                measure(rows, folder, model, f"untrained, {size}", args)
         if args.device == "cpu" and not args.quick:
             measure_memory(rows, folder)
     rows.finish()
