@@ -24,6 +24,7 @@ from measure import (
     host_syncs,
     interleave,
     peak_memory,
+    ratio,
     start,
 )
 
@@ -183,7 +184,7 @@ def measure(
     for name in found:
         columns = {}
         if name != "ours":
-            columns["ratio"] = times[name] / times["ours"]
+            columns["ratio"] = ratio(times[name], times["ours"], args.device)
             columns["of"] = "its time over ours"
             told[name] += f"; {memory[name] / max(memory['ours'], 1):.1f} x our memory"
         rows.add(

@@ -26,7 +26,7 @@ import soundfile
 import yaml
 from espnet2.tasks.ssl import SSLTask
 from espnet2.train.distributed_utils import DistributedOption
-from measure import Rows, get_parser, interleave, start
+from measure import Rows, get_parser, interleave, ratio, start
 
 from espnet_atm.audio import AudioDataset
 from espnet_atm.reading import Recordings
@@ -46,6 +46,7 @@ WAYS = {  # folder of the audio, whether it is ours, with the track
     "ours, long": ("long", True, False),
     "ours, long, track": ("long", True, True),
 }
+BASES = {"ours": "ESPnet", "ours, long": "ours"}  # what is compared with what
 
 
 def make_corpus(folder: Path, utterances: int) -> None:
@@ -167,15 +168,13 @@ def measure(
     case = f"{num_workers} workers" if num_workers != 1 else "1 worker"
     for way in WAYS:
         columns = {}
-        if way == "ours":
-            columns = {"ratio": times[way] / times["ESPnet"], "of": "ESPnet's time"}
-        elif way.endswith("track"):
-            without = way.removesuffix(", track")
-            columns["ratio"] = times[way] / times[without]
-            columns["of"] = f"time of '{without}'"
-            columns["goal"] = "<= 1.03"
-        elif way == "ours, long":
-            columns = {"ratio": times[way] / times["ours"], "of": "time of 'ours'"}
+        if way != "ESPnet":
+            track = way.endswith("track")
+            base = way.removesuffix(", track") if track else BASES[way]
+            pair = times[way], times[base]
+            columns["ratio"] = pair[0] / pair[1] if num_workers else ratio(*pair, "cpu")
+            columns["of"] = f"time of '{base}'"
+            columns["goal"] = "<= 1.03" if track else ""
         rows.add(case, way, times[way], per=counts[way], unit="utt/s", **columns)
 
 

@@ -10,10 +10,19 @@ row as of the one with the fewest.
 """
 
 import argparse
+import statistics
 from typing import Any, Callable, Dict
 
 import torch
-from measure import Rows, find_peers, get_parser, host_syncs, interleave, start
+from measure import (
+    Rows,
+    find_peers,
+    get_parser,
+    host_syncs,
+    interleave,
+    ratio,
+    start,
+)
 
 from espnet_atm.masking import STRATEGIES, sample_span_mask
 
@@ -105,23 +114,23 @@ def measure(rows: Rows, size: str, peers: Dict[str, Any], args: argparse.Namespa
     functions.update(ours)
     rounds = max(1, args.rounds // 3) if frames >= LONG else args.rounds
     times = interleave(functions, rounds, device=args.device)
-    slowest = max(ours, key=lambda name: times[name].median)
+    slowest = max(ours, key=lambda name: statistics.median(times[name].cpu))
     case = f"{size} frames"
     for name, function in functions.items():
         masked = function().float().mean().item()
         columns = {"note": f"{masked:.3f} masked"}
         if name not in ours:
-            columns["ratio"] = times[name] / times[slowest]
+            columns["ratio"] = ratio(times[name], times[slowest], args.device)
             columns["of"] = f"its time over that of {slowest}"
             if name == "Hugging Face":
                 columns["goal"] = ">= 1"
         elif "ESPnet" in times:
-            columns["ratio"] = times["ESPnet"] / times[name]
+            columns["ratio"] = ratio(times["ESPnet"], times[name], args.device)
             columns["of"] = "ESPnet's time over ours"
             if size == GOAL_AT:
                 columns["goal"] = ">= 50"
         if name in ours and "Hugging Face" in times:
-            faster = times["Hugging Face"] / times[name]
+            faster = ratio(times["Hugging Face"], times[name], args.device)
             columns["note"] += f"; Hugging Face's takes {faster:.2f} of its time"
         syncs = host_syncs(function, args.device)
         rows.add(case, name, times[name], syncs=syncs, **columns)
