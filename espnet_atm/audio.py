@@ -251,10 +251,10 @@ class Table(Sequence):
         first, last = self.begin, self.end
         while last - first > SEARCHED:
             middle = (first + last) // 2
-            start = self._next_line(middle)
+            start, found = self._id_after(middle)
             if start >= last:
                 last = middle + 1
-            elif self._id_at(start) <= name:
+            elif found <= name:
                 first = start
             else:
                 last = start
@@ -295,14 +295,17 @@ class Table(Sequence):
             at += len(data) or self.end
         return self.end
 
-    def _id_at(self, start: int) -> str:
-        """The id of the line that begins there."""
+    def _id_after(self, at: int) -> Tuple[int, str]:
+        """Where the first line after a byte begins, and its id."""
         size = 256
         while True:
-            data = self._pread(start, size)
-            head = data.partition(b"\n")[0].decode("utf-8", errors="ignore").split(None, 1)
-            if len(head) == 2 or len(data) < size or b"\n" in data:
-                return head[0] if head else ""
+            data = self._pread(at, size)
+            before, end, rest = data.partition(b"\n")
+            line, whole, _ = rest.partition(b"\n")
+            words = line.decode("utf-8", errors="ignore").split(None, 1)
+            if len(words) == 2 or whole or len(data) < size:
+                start = at + len(before) + 1 if end else self.end
+                return start, words[0] if words else ""
             size *= 8
 
 
