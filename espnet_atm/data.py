@@ -23,7 +23,7 @@ from espnet2.fileio.sound_scp import soundfile_read
 from espnet2.train import dataset
 from omniio import kaldi
 
-from espnet_atm.audio import Table, read_audio
+from espnet_atm.audio import Table, checksum, read_audio
 from espnet_atm.config import TRACK
 from espnet_atm.cuts import cut_from, samples_to_seek
 from espnet_atm.errors import UserError, check_file
@@ -259,12 +259,13 @@ class Reading:
             known = known or track.scored_audio(utt)[1] == self.sampling_rate
         speech = self._read_speech(utt, source, digest=not known)
         audio = speech.astype(np.float32, copy=False)
+        found = checksum(audio) if known else None
         compared = labels is not None
         try:
-            if track is not None and track.check_audio(utt, audio, self.sampling_rate):
-                compared = True
+            if track is not None:
+                compared |= track.check_audio(utt, audio, self.sampling_rate, found)
             if labels is not None:
-                labels.check_audio(utt, audio)
+                labels.check_audio(utt, audio, found)
         except UserError:
             if known:
                 self._read_speech(utt, source)  # tells of a damaged file

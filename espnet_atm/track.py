@@ -132,7 +132,9 @@ class TrackReader(Mapping):
             )
         return row
 
-    def check_audio(self, utt: str, speech: np.ndarray, rate: int) -> bool:
+    def check_audio(
+        self, utt: str, speech: np.ndarray, rate: int, found: Optional[str] = None
+    ) -> bool:
         """Refuse audio that is not what was scored, where that is known.
 
         Audio of another length or rate may be another form of the same; what is of the
@@ -142,6 +144,7 @@ class TrackReader(Mapping):
             utt: its id.
             speech: all samples of the utterance (N,), float, in [-1, 1].
             rate: in Hz.
+            found: their :func:`~espnet_atm.audio.checksum`, where it is known.
 
         Returns:
             Whether the samples were compared, and not only how long they last.
@@ -154,7 +157,7 @@ class TrackReader(Mapping):
             return False
         samples, scored_rate, scored = self.scored_audio(utt)
         if (len(speech), rate) == (samples, scored_rate):
-            found = checksum(speech)
+            found = found or checksum(speech)
             if found != scored:
                 raise UserError(
                     f"{utt}: its audio is not what was scored: as long, but with "
