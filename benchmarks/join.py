@@ -78,9 +78,11 @@ def plot(rows: List[Row], file: Path) -> None:
             [f"{x.case}, {x.name} ({x.of})" for x in panel],
             fontsize=6,
         )
-        axis.set_xscale("log")
+        found = [row.ratio for row in panel]
+        if max(found) > 5 * min(found):
+            axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter("")
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("")
         axis.tick_params(axis="x", labelsize=7)
         axis.axvline(1, color="lightgray", zorder=0)
         axis.invert_yaxis()
