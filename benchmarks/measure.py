@@ -42,7 +42,7 @@ def get_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="the smallest sizes, to see that all runs"
     )
-    parser.add_argument("--out", type=Path, help="folder for the rows, as join.py reads them")
+    parser.add_argument("--out", type=Path, help="folder for the rows that join.py reads")
     return parser
 
 

@@ -77,7 +77,8 @@ def test_a_table_has_the_columns_that_are_used():
 def test_masks(run, monkeypatch):
     import mask_speed
 
-    monkeypatch.setattr(mask_speed, "PEERS", {"ESPnet": mask_speed.load_espnet, "it": missing})
+    peers = {"ESPnet": mask_speed.load_espnet, "it": missing}
+    monkeypatch.setattr(mask_speed, "PEERS", peers)
     rows = run(mask_speed, "masks")
     case = "4x50 frames"
     names = ["ESPnet", *(f"ours, {x}" for x in mask_speed.STRATEGIES)]
@@ -124,7 +125,8 @@ def test_scoring(run):
 
 
 def test_one_table_and_one_plot(tmp_path, monkeypatch):
-    rows = measure.Rows("masks", measure.get_parser("", 1).parse_args(["--out", f"{tmp_path}"]))
+    args = measure.get_parser("", 1).parse_args(["--out", str(tmp_path)])
+    rows = measure.Rows("masks", args)
     rows.add("a case", "ours", Times([1.0], [1.0]), ratio=3.0, goal=">= 2")
     rows.add_missing({"it": "why"})
     rows.finish()
