@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import List
+from typing import List, Tuple
 
 import numpy as np
 import soundfile
@@ -31,7 +31,7 @@ import torch
 import yaml
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
-from measure import Rows, Times, get_parser, start
+from measure import Rows, Times, get_parser, ratio, start
 
 from espnet_atm import scoring
 from espnet_atm.audio import AudioDataset
@@ -109,12 +109,12 @@ def repeated(wav_scp: Path, times: int, output: Path) -> Path:
     return output
 
 
-def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
-    """Seconds for encoder and CTC head, on the batches that score makes.
+def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> Tuple[float, float]:
+    """Wall and CPU seconds for encoder and CTC head, on the batches that score makes.
 
     They are ready, but not all at once: memory that lay idle is slow on some machines.
     """
-    seconds = 0.0
+    seconds, cpu = 0.0, 0.0
     for start in range(0, len(dataset), scoring.WINDOW):
         window = range(start, min(start + scoring.WINDOW, len(dataset)))
         speech = {i: torch.from_numpy(dataset[i]) for i in window}
@@ -127,13 +127,14 @@ def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> float:
             batches.append((padded, torch.tensor([lengths[utt] for utt in batch])))
         if start == 0:
             scorer.log_probs(*batches[-1])  # what the first call costs more
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         for batch in batches:
             scorer.log_probs(*batch)
         if scorer.device == "cuda":
             torch.cuda.synchronize()
         seconds += time.perf_counter() - begin
-    return seconds
+        cpu += time.process_time() - cpu_begin
+    return seconds, cpu
 
 
 def measure(
@@ -158,16 +159,17 @@ def measure(
         + (["--num_workers", str(args.num_workers)] if args.num_workers else [])
     )
 
-    def score_all(gate: bool) -> float:
+    def score_all(gate: bool) -> Tuple[float, float]:
         options.speech_gate = gate
         with tempfile.TemporaryDirectory(dir=folder) as output:
             with ScoreWriter(Path(output), dataset.utterances) as writer:
-                begin = time.perf_counter()
+                begin, cpu_begin = time.perf_counter(), time.process_time()
                 scoring.score_corpus(
                     *(scorer, dataset, writer, score.measure_options(options)),
                     *(None, options.max_seconds, score.num_workers(options)),
                 )
-                return time.perf_counter() - begin
+                cpu = time.process_time() - cpu_begin
+                return time.perf_counter() - begin, cpu
 
     warm = torch.from_numpy(dataset[0])[None]
     scorer.score(warm, torch.tensor([warm.size(1)]), speech_gate=True)
@@ -180,7 +182,9 @@ def measure(
     for round_ in range(args.rounds):
         order = list(ways)[round_ % 3 :] + list(ways)[: round_ % 3]
         for way in order:
-            times[way].wall.append(ways[way]())
+            wall, cpu = ways[way]()
+            times[way].wall.append(wall)
+            times[way].cpu.append(cpu)
 
     decode = Speech2Text(
         asr_train_config=model[1],
@@ -204,6 +208,10 @@ def measure(
         "gated": {"ratio": times["score"] / times["gated"]},
         "espnet": {"ratio": espnet / times["score"]},
     }
+    if not on_gpu:
+        for way, base in (("score", "bare"), ("gated", "score")):
+            own = ratio(times[base], times[way], "cpu")
+            found[way]["note"] = f"{own:.2f} by CPU time, reading processes left out"
     of = {"score": "bare's speed", "gated": "score's speed"}
     of["espnet"] = "its time over score's"
     for way, columns in found.items():
