@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.asr.frontend.cnn import CNNFrontend
-from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
     ConvolutionalPositionalEmbedding,
 )
 
 from espnet_atm.errors import UserError
+from espnet_atm.frames import padding_mask
 
 EPS = 1e-5  # of all norms of published models
 
@@ -201,6 +201,6 @@ class Wav2Vec2Encoder(TransformerEncoder):
             masks: True at padding (B, T), bool.
         """
         if masks is None:
-            masks = make_pad_mask(ilens, maxlen=xs_pad.size(1)).to(xs_pad.device)
+            masks = padding_mask(ilens.to(xs_pad.device), xs_pad.size(1))
         xs_pad = xs_pad.masked_fill(masks[..., None], 0)
         return super().forward(xs_pad, ilens, prev_states, masks, **kwargs)
