@@ -54,12 +54,13 @@ OURS = {
     "ours, ATM": {"masker": "atm"},
     "ours, ATM+S": {"masker": "atm", "loss_scale": "utterance"},
 }
-# wav2vec 2.0's architecture: width, layers, heads; then utterances, seconds of each.
+# wav2vec 2.0's architecture: channels of the convolutions, two thirds of the width of what
+# follows, as in base; then utterances, seconds of each. Of mini they are the recipe's.
 SIZES = {
-    "small": {"width": 256, "layers": 5, "heads": 4, "batch": (4, 5)},
-    "base": {"width": 768, "layers": 12, "heads": 12, "batch": (2, 8)},
+    "mini": {"channels": 64, "width": 96, "layers": 6, "heads": 4, "batch": (4, 5)},
+    "small": {"channels": 176, "width": 256, "layers": 6, "heads": 4, "batch": (4, 5)},
+    "base": {"channels": 512, "width": 768, "layers": 12, "heads": 12, "batch": (2, 8)},
 }
-MINI = (4, 5)  # 20 s, as in the recipe
 
 
 # --- our own ----------------------------------------------------------------------------
@@ -120,14 +121,16 @@ def best_rq_conformer(name: str, batch: Tuple[int, float], device: str) -> Step:
 # --- wav2vec 2.0's architecture ---------------------------------------------------------
 
 
-def huggingface_config(kind: type, width: int, layers: int, heads: int, batch: Any) -> Any:
-    """Of the layout of base, in which all convolutions are 512 wide, or as the rest."""
+def huggingface_config(
+    kind: type, channels: int, width: int, layers: int, heads: int, batch: Any
+) -> Any:
+    """Of the layout of base."""
     return kind(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * width,
-        conv_dim=(min(width, 512),) * 7,
+        conv_dim=(channels,) * 7,
         hidden_dropout=0.1,
         attention_dropout=0.1,
         activation_dropout=0.0,
@@ -195,8 +198,7 @@ def torchaudio_hubert(size: str, batch: Tuple[int, float], device: str) -> Step:
     import torchaudio
 
     conf = SIZES[size]
-    width = conf["width"]
-    channels = min(width, 512)
+    width, channels = conf["width"], conf["channels"]
     layers = [(channels, 10, 5), *[(channels, 3, 2)] * 4, *[(channels, 2, 2)] * 2]
     rows, seconds = batch
     frames = int(RATE * seconds - 400) // 320 + 1
@@ -333,6 +335,7 @@ def speechbrain_best_rq(
 CASES = {
     "hubert mini": hubert_conformer,
     "hubert small": lambda *a: hubert("small", *a),
+    "wav2vec2 mini": lambda *a: wav2vec2("mini", *a),
     "wav2vec2 small": lambda *a: wav2vec2("small", *a),
     "wav2vec2 base": lambda *a: wav2vec2("base", *a),
     "best_rq mini": best_rq_conformer,
@@ -341,6 +344,7 @@ CASES = {
 PEERS = {
     "hubert mini": "ESPnet",
     "hubert small": "torchaudio",
+    "wav2vec2 mini": "Hugging Face",
     "wav2vec2 small": "Hugging Face",
     "wav2vec2 base": "Hugging Face",
     "best_rq mini": "SpeechBrain",
@@ -358,7 +362,7 @@ def batch_of(case: str, args: argparse.Namespace) -> Tuple[int, float]:
         return 2, 1
     if args.batch:
         return args.batch[0], args.batch[1]
-    return SIZES[case.split()[1]]["batch"] if case.split()[1] in SIZES else MINI
+    return SIZES[case.split()[1]]["batch"]
 
 
 def compare(rows: Rows, case: str, args: argparse.Namespace) -> Dict[str, Times]:
@@ -367,7 +371,10 @@ def compare(rows: Rows, case: str, args: argparse.Namespace) -> Dict[str, Times]
     peer = PEERS[case]
     names = [peer, *(OURS if case == "hubert mini" else ["ours, ATM+S"])]
     calls, missing = find_peers(
-        {name: lambda name=name: make_call(case, name, batch, args.device) for name in names}
+        {
+            name: lambda name=name: make_call(case, name, batch, args.device)
+            for name in names
+        }
     )
     rounds = args.rounds if case.split()[1] != "base" else max(args.rounds // 6, 1)
     times = interleave(calls, rounds, device=args.device)
@@ -384,11 +391,13 @@ def compare(rows: Rows, case: str, args: argparse.Namespace) -> Dict[str, Times]
     def add(name: str, other: str, goal: str, turned: bool = False) -> None:
         if name not in times or other not in times:
             return
-        pair = (times[other], times[name]) if turned else (times[name], times[other])
+        pair, order = (times[name], times[other]), "the first over the second"
+        if turned:
+            pair, order = pair[::-1], "the second over the first"
         rows.add(
             *(told, f"{name} and {other}"),
             ratio=ratio(*pair, args.device),
-            of=f"time of {'the second over the first' if turned else 'the first over the second'}",
+            of=f"time of {order}",
             goal="" if args.quick else goal,
         )
 
