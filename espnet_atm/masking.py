@@ -1,7 +1,7 @@
 """Span masks guided by confidence (Ask2Mask, Eq. 3 and 4)."""
 
 import math
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from espnet_atm.values import MOST_FRAMES, flag, number, whole
 STRATEGIES = ("high", "low", "mixed", "random", "topk", "shuffled")
 UNDRAWN = ("random", "topk")  # where no weight is drawn by, so that none can be sharper
 MOST_SHARPNESS = 100
+
+# Frames that are looked at together on a CPU, so that what is made of them stays in its
+# cache.
+BLOCK = 1 << 17
 
 # The weight of a frame of confidence 0: drawn only after every other frame, and then
 # as likely as any other of its kind.
@@ -64,7 +68,7 @@ def check_sharpness(name: str, value: float) -> None:
 
 
 def _drawing_order(
-    weight: torch.Tensor, sharpness: float, generator: Optional[torch.Generator]
+    weight: torch.Tensor, sharpness: float, uniform: torch.Tensor
 ) -> torch.Tensor:
     """Keys whose descending order is a weighted draw without replacement.
 
@@ -75,13 +79,11 @@ def _drawing_order(
         weight: (B, T), non-negative.
         sharpness: exponent on it. With another than 1 the key is a logarithm, which
             neither vanishes nor overflows.
+        uniform: evenly drawn from [0, 1), (B, T), float64; overwritten.
 
     Returns:
         (B, T), float64.
     """
-    uniform = torch.rand(
-        weight.shape, dtype=torch.float64, device=weight.device, generator=generator
-    )
     exponential = uniform.neg_().log1p_().neg_()
     if sharpness == 1:
         return weight.double().clamp(min=TINY).div_(exponential)
@@ -117,15 +119,9 @@ def _place_digits(num_frames: int) -> int:
 
 
 def _shuffle(
-    confidence: torch.Tensor, outside: torch.Tensor, generator: Optional[torch.Generator]
+    confidence: torch.Tensor, outside: torch.Tensor, uniform: torch.Tensor
 ) -> torch.Tensor:
     """The frames of each row that are not outside in another order: (B, T) -> (B, T)."""
-    uniform = torch.rand(
-        confidence.shape,
-        dtype=torch.float64,
-        device=confidence.device,
-        generator=generator,
-    )
     # They come first, and stay first.
     number = _placed(uniform.masked_fill_(outside, torch.inf))
     if number.device.type == "cpu":  # NumPy sorts ten times faster there
@@ -242,51 +238,86 @@ def sample_span_mask(
             f"and {tuple(lengths.shape)}"
         )
     confidence = confidence.detach()
-    num_frames = confidence.size(1)
-    steps = torch.arange(num_frames, device=confidence.device)
-    outside = steps >= lengths[:, None]  # (B, T)
+    num_rows, num_frames = confidence.shape
     on_cpu = confidence.device.type == "cpu"
     if on_cpu:
-        _check_rows(confidence, lengths, outside, strategy)
-    padded = not on_cpu or bool((lengths < num_frames).any())
-
-    wanted = (lengths.double() * mask_ratio).ceil().long()  # (B,)
-    most = max(math.ceil(num_frames * mask_ratio), 1)  # of a row without padding
-    turns = 0
-    if strategy == "topk":
-        span = 1
-    if strategy in UNDRAWN:
-        uniform = torch.rand(
+        _check_rows(confidence, lengths, strategy)
+    draws = [
+        torch.rand(
             confidence.shape,
             dtype=torch.float64,
             device=confidence.device,
             generator=generator,
         )
+        for _ in range(2 if strategy in ("mixed", "shuffled") else 1)
+    ]
+    if strategy == "mixed":  # which of two draws begins
+        draws.append(
+            torch.randint(
+                2, (num_rows, 1), device=confidence.device, generator=generator
+            )
+        )
+    block = max(BLOCK // num_frames, 1) if on_cpu else max(num_rows, 1)
+    masks = [
+        _mask(
+            *(confidence[first : first + block], lengths[first : first + block]),
+            *([draw[first : first + block] for draw in draws], mask_ratio),
+            *(span, strategy, sharpness, exact),
+        )
+        for first in range(0, max(num_rows, 1), block)
+    ]
+    return masks[0] if len(masks) == 1 else torch.cat(masks)
+
+
+def _mask(
+    confidence: torch.Tensor,
+    lengths: torch.Tensor,
+    draws: List[torch.Tensor],
+    mask_ratio: float,
+    span: int,
+    strategy: str,
+    sharpness: float,
+    exact: bool,
+) -> torch.Tensor:
+    """As :func:`sample_span_mask`, with what is random in it.
+
+    Args:
+        draws: of [0, 1), (B, T), float64, overwritten: one, two for ``mixed`` and
+            ``shuffled``; then for ``mixed`` 0 or 1, (B, 1), int.
+    """
+    num_frames = confidence.size(1)
+    steps = torch.arange(num_frames, device=confidence.device)
+    outside = steps >= lengths[:, None]  # (B, T)
+    on_cpu = confidence.device.type == "cpu"
+    padded = not on_cpu or bool((lengths < num_frames).any())
+    wanted = (lengths.double() * mask_ratio).ceil().long()  # (B,)
+    most = max(math.ceil(num_frames * mask_ratio), 1)  # of a row without padding
+    turns = 0
+    if strategy == "topk":
+        span = 1
+    if strategy == "random":
+        (key,) = draws
+    elif strategy == "topk":
         # Confidence stored in bytes has many ties; they are broken at random.
-        key = uniform if strategy == "random" else confidence + 1e-9 * uniform
-    elif strategy == "high":
-        key = _drawing_order(confidence, sharpness, generator)
-    elif strategy == "shuffled":
-        confidence = _shuffle(confidence, outside, generator)
-        key = _drawing_order(confidence, sharpness, generator)
-    elif strategy == "low":
-        key = _drawing_order(1 - confidence, sharpness, generator)
-    else:
-        # The two draws take turns, and a coin says which begins.
+        key = confidence + 1e-9 * draws[0]
+    elif strategy == "mixed":
+        # The two draws take turns.
         high, low = (
-            _drawing_order(weight, sharpness, generator)
-            for weight in (confidence, 1 - confidence)
+            _drawing_order(weight, sharpness, uniform)
+            for weight, uniform in zip((confidence, 1 - confidence), draws)
         )
         if padded:
             high.masked_fill_(outside, -torch.inf)
             low.masked_fill_(outside, -torch.inf)
         high, low = _placed(high), _placed(low)
-        coin = torch.randint(
-            2, (len(lengths), 1), device=confidence.device, generator=generator
-        )
         # As many turns as frames always suffice, and nearly always far fewer.
         turns = min(2 * most // span + 16, most) if on_cpu else most
-        key = _turns(high, low, coin, turns)
+        key = _turns(high, low, draws[2], turns)
+    else:
+        if strategy == "shuffled":
+            confidence = _shuffle(confidence, outside, draws[0])
+        weight = 1 - confidence if strategy == "low" else confidence
+        key = _drawing_order(weight, sharpness, draws[-1])
 
     def spread(key: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """The largest key among the starts t - span + 1 .. t that reach frame t (B, T),
@@ -304,8 +335,8 @@ def sample_span_mask(
         return cover, _nth_largest(cover, most)
 
     cover, last = spread(key)
-    if turns and turns < most and bool(last.isneginf().any()):
-        cover, last = spread(_turns(high, low, coin, most))
+    if on_cpu and 0 < turns < most and bool(last.isneginf().any()):
+        cover, last = spread(_turns(high, low, draws[2], most))
     mask = cover >= last
     if padded:
         mask &= ~outside
@@ -320,18 +351,19 @@ def sample_span_mask(
 
 
 def _check_rows(
-    confidence: torch.Tensor, lengths: torch.Tensor, outside: torch.Tensor, strategy: str
+    confidence: torch.Tensor, lengths: torch.Tensor, strategy: str
 ) -> None:
     if bool(((lengths < 0) | (lengths > confidence.size(1))).any()):
         raise ValueError(
             f"lengths must be in [0, {confidence.size(1)}], got {lengths.tolist()}"
         )
-    if strategy == "random":
+    if strategy == "random" or not confidence.numel():
         return
     least, most = confidence.aminmax()
     if bool((least >= 0) & (most <= 1)):  # NaN would be either
         return
-    bad = ~outside & ~((confidence >= 0) & (confidence <= 1))
+    valid = torch.arange(confidence.size(1)) < lengths[:, None]
+    bad = valid & ~((confidence >= 0) & (confidence <= 1))
     if bool(bad.any()):
         row = int(bad.any(dim=1).nonzero()[0])
         check_track(confidence[row, : lengths[row]].numpy(), f"row {row}")

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espnet_atm import masking
 from espnet_atm.masking import STRATEGIES, GuidedMasking, sample_span_mask
 
 # Masks of 24 frames, one seed.
@@ -238,6 +239,20 @@ def test_masks_are_those_of_whole_sorts(
     )
     assert torch.equal(plain, fast)
     torch.testing.assert_close(confidence, given, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rows_are_the_same_in_blocks(strategy, monkeypatch):
+    """Of several rows, of one, and of one that is longer than a block."""
+    confidence, lengths = torch.rand(7, 50), torch.tensor([50, 40, 50, 3, 0, 50, 20])
+    masks = []
+    for block in (masking.BLOCK, 150, 50, 7):
+        monkeypatch.setattr(masking, "BLOCK", block)
+        generator = torch.Generator().manual_seed(3)
+        masks.append(sample_span_mask(confidence, lengths, 0.4, 5, strategy, generator))
+        assert torch.equal(masks[-1], masks[0]) and masks[-1].any()
+    no_rows = sample_span_mask(confidence[:0], lengths[:0], 0.4, 5, strategy)
+    assert no_rows.shape == (0, 50)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
