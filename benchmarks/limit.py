@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict
 
 import torch
 import torch.nn.functional as F
-from measure import Rows, get_parser, host_syncs, interleave, start
+from measure import Rows, get_parser, host_syncs, interleave, ratio, start
 from training import (
     GRAD_CLIP,
     RATE,
@@ -24,7 +24,6 @@ from training import (
     build,
     make_batch,
     mixed_precision,
-    ratio,
     read,
 )
 

@@ -26,6 +26,7 @@ from measure import (
     host_syncs,
     interleave,
     peak_memory,
+    ratio,
     start,
 )
 from training import (
@@ -35,7 +36,6 @@ from training import (
     Training,
     build,
     make_batch,
-    ratio,
     read,
     stock_mask_prob,
 )

@@ -1,7 +1,6 @@
-"""What the benchmarks of training share: models from configs, batches, steps, ratios."""
+"""What the benchmarks of training share: models from configs, batches and steps."""
 
 import contextlib
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, NamedTuple
@@ -9,7 +8,6 @@ from typing import Any, Callable, Dict, Iterable, NamedTuple
 import torch
 import yaml
 from espnet2.ssl.utils.mask import _compute_mask_indices
-from measure import Times
 
 from espnet_atm.task import ATMSSLTask
 
@@ -109,17 +107,6 @@ class Step(NamedTuple):
     def parameters(self) -> int:
         """How many are trained."""
         return sum(x.numel() for x in self.training.model.parameters())
-
-
-def ratio(times: Times, other: Times, device: str) -> float:
-    """Median over the rounds of one's time over the other's.
-
-    On a CPU of the process's own seconds, which on an idle machine are all that pass: of
-    the wall's, a busy one gives now more and now less to either.
-    """
-    if device != "cpu":
-        return times / other
-    return statistics.median(a / b for a, b in zip(times.cpu, other.cpu))
 
 
 def stock_mask_prob(rows: int, frames: int) -> float:

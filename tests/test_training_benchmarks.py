@@ -10,8 +10,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import limit  # noqa: E402
 import step_speed  # noqa: E402
-from measure import Times, read_rows  # noqa: E402
-from training import MASKED, ratio, stock_mask_prob  # noqa: E402
+from measure import read_rows  # noqa: E402
+from training import MASKED, stock_mask_prob  # noqa: E402
 
 
 @pytest.fixture
@@ -68,8 +68,3 @@ def test_stock_masks_are_made_to_mask_as_much():
         for _ in range(100)
     ]
     assert torch.stack(masks).float().mean() == pytest.approx(MASKED, abs=0.04)
-
-
-def test_on_a_cpu_a_ratio_is_of_its_own_seconds():
-    one, other = Times([9.0, 1.0], [1.0, 3.0]), Times([1.0, 1.0], [2.0, 2.0])
-    assert ratio(one, other, "cpu") == 1.0 and ratio(one, other, "cuda") == 5.0
