@@ -85,12 +85,13 @@ def _drawing_order(
         (B, T), float64.
     """
     exponential = uniform.neg_().log1p_().neg_()
+    weight = weight.to(torch.float64, copy=True)
     if sharpness == 1:
-        return weight.double().clamp(min=TINY).div_(exponential)
-    return weight.double().log().mul_(sharpness).clamp_(min=NEVER) - exponential.log_()
+        return weight.clamp_(min=TINY).div_(exponential)
+    return weight.log_().mul_(sharpness).clamp_(min=NEVER).sub_(exponential.log_())
 
 
-def _placed(key: torch.Tensor) -> torch.Tensor:
+def _placed(key: torch.Tensor, signed: bool) -> torch.Tensor:
     """Numbers that order as the keys of each row do, each with its place in the row.
 
     Numbers are sorted many times faster than places by them. Keys that agree in all but
@@ -98,12 +99,14 @@ def _placed(key: torch.Tensor) -> torch.Tensor:
 
     Args:
         key: (B, T), float64; overwritten.
+        signed: whether some are negative.
 
     Returns:
         (B, T), int64. :func:`_places` reads the places.
     """
     number = key.view(torch.int64)
-    number ^= (number >> 63) & ((1 << 63) - 1)  # negative ones order the other way round
+    if signed:  # the bits of negative ones order the other way round
+        number ^= (number >> 63).bitwise_and_((1 << 63) - 1)
     digits = _place_digits(key.size(1))
     number &= -1 << digits
     return number.bitwise_or_(torch.arange(key.size(1), device=key.device))
@@ -123,19 +126,19 @@ def _shuffle(
 ) -> torch.Tensor:
     """The frames of each row that are not outside in another order: (B, T) -> (B, T)."""
     # They come first, and stay first.
-    number = _placed(uniform.masked_fill_(outside, torch.inf))
+    number = _placed(uniform.masked_fill_(outside, torch.inf), signed=False)
     if number.device.type == "cpu":  # NumPy sorts ten times faster there
-        ordered = torch.from_numpy(np.sort(number.numpy(), axis=1))
+        number.numpy().sort(axis=1)
     else:
-        ordered = number.sort(dim=1).values
-    return confidence.gather(1, _places(ordered, number.size(1)))
+        number = number.sort(dim=1).values
+    return confidence.gather(1, _places(number, number.size(1)))
 
 
 def _first(number: torch.Tensor, num: int) -> torch.Tensor:
     """Where the ``num`` largest keys of each row are, the largest first.
 
     Args:
-        number: from :func:`_placed` (B, T).
+        number: from :func:`_placed` (B, T); put into another order.
         num: in [1, T].
 
     Returns:
@@ -144,9 +147,8 @@ def _first(number: torch.Tensor, num: int) -> torch.Tensor:
     num_frames = number.size(1)
     if number.device.type == "cpu":  # NumPy selects ten times faster there
         split = num_frames - num
-        largest = np.partition(number.numpy(), split, axis=1)[:, split:]
-        largest.sort(axis=1)
-        largest = torch.from_numpy(largest).flip(1)
+        number.numpy().partition(split, axis=1)
+        largest = torch.from_numpy(np.sort(number[:, split:].numpy(), axis=1)).flip(1)
     else:
         largest = number.topk(num, dim=1).values
     return _places(largest, num_frames)
@@ -306,10 +308,12 @@ def _mask(
             _drawing_order(weight, sharpness, uniform)
             for weight, uniform in zip((confidence, 1 - confidence), draws)
         )
+        signed = sharpness != 1  # then keys are logarithms
         if padded:
-            high.masked_fill_(outside, -torch.inf)
-            low.masked_fill_(outside, -torch.inf)
-        high, low = _placed(high), _placed(low)
+            least = -torch.inf if signed else 0
+            high.masked_fill_(outside, least)
+            low.masked_fill_(outside, least)
+        high, low = _placed(high, signed), _placed(low, signed)
         # As many turns as frames always suffice, and nearly always far fewer.
         turns = min(2 * most // span + 16, most) if on_cpu else most
         key = _turns(high, low, draws[2], turns)
