@@ -119,6 +119,21 @@ def nearest_frames(there: FrameGrid, frames: FrameGrid, count: int) -> np.ndarra
     return np.rint((centres - there.offset) / there.shift).astype(np.int64)
 
 
+def padding_mask(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Which frames of a batch are padding.
+
+    ESPnet's waits for the device, and compares every frame with every other.
+
+    Args:
+        lengths: frames of each utterance (B,), int.
+        num_frames: T, of the batch.
+
+    Returns:
+        True at padding (B, T), bool, on the device of ``lengths``.
+    """
+    return torch.arange(num_frames, device=lengths.device) >= lengths[:, None]
+
+
 def stack_frames(x: torch.Tensor, first: int, stack: int, length: int) -> torch.Tensor:
     """Put consecutive frames side by side, to a lower frame rate.
 

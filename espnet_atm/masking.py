@@ -1,6 +1,7 @@
 """Span masks guided by confidence (Ask2Mask, Eq. 3 and 4)."""
 
-from typing import Any, Dict, Optional, Tuple
+import math
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from espnet_atm.values import MOST_FRAMES, flag, number, whole
 STRATEGIES = ("high", "low", "mixed", "random", "topk", "shuffled")
 UNDRAWN = ("random", "topk")  # where no weight is drawn by, so that none can be sharper
 MOST_SHARPNESS = 100
+
+# Frames that are looked at together on a CPU, so that what is made of them stays in its
+# cache.
+BLOCK = 1 << 17
 
 # The weight of a frame of confidence 0: drawn only after every other frame, and then
 # as likely as any other of its kind.
@@ -63,7 +68,7 @@ def check_sharpness(name: str, value: float) -> None:
 
 
 def _drawing_order(
-    weight: torch.Tensor, sharpness: float, generator: Optional[torch.Generator]
+    weight: torch.Tensor, sharpness: float, uniform: torch.Tensor
 ) -> torch.Tensor:
     """Keys whose descending order is a weighted draw without replacement.
 
@@ -74,62 +79,110 @@ def _drawing_order(
         weight: (B, T), non-negative.
         sharpness: exponent on it. With another than 1 the key is a logarithm, which
             neither vanishes nor overflows.
+        uniform: evenly drawn from [0, 1), (B, T), float64; overwritten.
 
     Returns:
         (B, T), float64.
     """
-    uniform = torch.rand(
-        weight.shape, dtype=torch.float64, device=weight.device, generator=generator
-    )
     exponential = uniform.neg_().log1p_().neg_()
+    weight = weight.to(torch.float64, copy=True)
     if sharpness == 1:
-        return weight.double().clamp(min=TINY) / exponential
-    return weight.double().log_().mul_(sharpness).clamp_(min=NEVER) - exponential.log_()
+        return weight.clamp_(min=TINY).div_(exponential)
+    return weight.log_().mul_(sharpness).clamp_(min=NEVER).sub_(exponential.log_())
+
+
+def _placed(key: torch.Tensor, signed: bool) -> torch.Tensor:
+    """Numbers that order as the keys of each row do, each with its place in the row.
+
+    Numbers are sorted many times faster than places by them. Keys that agree in all but
+    the digits that give way to the place, 10 of 52 up to 1024 frames, order by place.
+
+    Args:
+        key: (B, T), float64; overwritten.
+        signed: whether some are negative.
+
+    Returns:
+        (B, T), int64. :func:`_places` reads the places.
+    """
+    number = key.view(torch.int64)
+    if signed:  # the bits of negative ones order the other way round
+        number ^= (number >> 63).bitwise_and_((1 << 63) - 1)
+    digits = _place_digits(key.size(1))
+    number &= -1 << digits
+    return number.bitwise_or_(torch.arange(key.size(1), device=key.device))
+
+
+def _places(number: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """The places in numbers of :func:`_placed`, of rows of so many frames."""
+    return number & ((1 << _place_digits(num_frames)) - 1)
+
+
+def _place_digits(num_frames: int) -> int:
+    return max(num_frames - 1, 1).bit_length()
 
 
 def _shuffle(
-    confidence: torch.Tensor, valid: torch.Tensor, generator: Optional[torch.Generator]
+    confidence: torch.Tensor, outside: torch.Tensor, uniform: torch.Tensor
 ) -> torch.Tensor:
-    """The valid frames of each row in another order: (B, T) -> (B, T)."""
-    uniform = torch.rand(
-        confidence.shape,
-        dtype=torch.float64,
-        device=confidence.device,
-        generator=generator,
-    )
-    # Valid frames come first, and stay first.
-    return confidence.gather(1, _order(-uniform.masked_fill_(~valid, torch.inf)))
+    """The frames of each row that are not outside in another order: (B, T) -> (B, T)."""
+    # They come first, and stay first.
+    number = _placed(uniform.masked_fill_(outside, torch.inf), signed=False)
+    if number.device.type == "cpu":  # NumPy sorts ten times faster there
+        number.numpy().sort(axis=1)
+    else:
+        number = number.sort(dim=1).values
+    return confidence.gather(1, _places(number, number.size(1)))
 
 
-def _order(key: torch.Tensor) -> torch.Tensor:
-    """Where the keys of each row are, in descending order: (B, T) -> (B, T), int64."""
-    if key.device.type == "cpu":  # NumPy sorts faster there
-        return torch.from_numpy(np.argsort(-key.detach().numpy(), axis=1))
-    return key.argsort(dim=1, descending=True)
-
-
-def _rank(key: torch.Tensor) -> torch.Tensor:
-    """Place of each key in the descending order of its row: (B, T) -> (B, T), int64."""
-    order = _order(key)
-    places = torch.arange(key.size(1), device=key.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
-
-
-def _nth_largest(values: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-    """The n-th largest value of each row, n counting from 1 and differing by row.
+def _first(number: torch.Tensor, num: int) -> torch.Tensor:
+    """Where the ``num`` largest keys of each row are, the largest first.
 
     Args:
-        values: (B, T), float.
-        n: (B,), int, in [1, T].
+        number: from :func:`_placed` (B, T); put into another order.
+        num: in [1, T].
 
     Returns:
-        (B, 1).
+        (B, num), int64.
     """
-    if values.device.type == "cpu":  # NumPy sorts ten times faster there
-        ordered = torch.from_numpy(np.sort(values.detach().numpy(), axis=1))
+    num_frames = number.size(1)
+    if number.device.type == "cpu":  # NumPy selects ten times faster there
+        split = num_frames - num
+        number.numpy().partition(split, axis=1)
+        largest = torch.from_numpy(np.sort(number[:, split:].numpy(), axis=1)).flip(1)
     else:
-        ordered = values.sort(dim=1).values
-    return ordered.gather(1, (values.size(1) - n)[:, None])
+        largest = number.topk(num, dim=1).values
+    return _places(largest, num_frames)
+
+
+def _turns(
+    high: torch.Tensor, low: torch.Tensor, coin: torch.Tensor, num: int
+) -> torch.Tensor:
+    """Keys in whose descending order two draws take turns.
+
+    Args:
+        high, low: the keys of either draw, from :func:`_placed` (B, T).
+        coin: 0 where the first draw begins, 1 where the second does (B, 1), int.
+        num: turns of each draw that are wanted.
+
+    Returns:
+        Minus the turn of each start, -inf where it is a later one, (B, T), float32, which
+        holds these numbers to the digit. A start that both draw counts once, at its
+        earlier turn.
+    """
+    turn = -2.0 * torch.arange(num, device=high.device)  # (num,), float32
+    first, second = _first(high, num), _first(low, num)
+    key = torch.full(high.shape, -torch.inf, device=high.device)
+    key.scatter_(1, first, turn - coin)
+    return key.scatter_(1, second, torch.maximum(key.gather(1, second), turn - 1 + coin))
+
+
+def _nth_largest(values: torch.Tensor, n: int) -> torch.Tensor:
+    """The n-th largest value of each row, n counting from 1: (B, T) -> (B, 1)."""
+    if values.device.type == "cpu":  # NumPy selects ten times faster there
+        place = values.size(1) - n
+        ordered = np.partition(values.numpy(), place, axis=1)
+        return torch.from_numpy(ordered[:, place : place + 1])
+    return values.topk(n, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
 
 
 def sample_span_mask(
@@ -186,66 +239,134 @@ def sample_span_mask(
             f"confidence must be (B, T) and lengths (B,), got {tuple(confidence.shape)} "
             f"and {tuple(lengths.shape)}"
         )
-    num_frames = confidence.size(1)
-    steps = torch.arange(num_frames, device=confidence.device)
-    valid = steps[None, :] < lengths[:, None]  # (B, T)
-    if confidence.device.type == "cpu":
-        _check_rows(confidence, lengths, valid, strategy)
-
-    if strategy == "topk":
-        span = 1
-    if strategy in UNDRAWN:
-        uniform = torch.rand(
+    confidence = confidence.detach()
+    num_rows, num_frames = confidence.shape
+    on_cpu = confidence.device.type == "cpu"
+    if on_cpu:
+        _check_rows(confidence, lengths, strategy)
+    draws = [
+        torch.rand(
             confidence.shape,
             dtype=torch.float64,
             device=confidence.device,
             generator=generator,
         )
-        # Confidence stored in bytes has many ties; they are broken at random.
-        key = uniform if strategy == "random" else confidence + 1e-9 * uniform
-    elif strategy == "high":
-        key = _drawing_order(confidence, sharpness, generator)
-    elif strategy == "shuffled":
-        confidence = _shuffle(confidence, valid, generator)
-        key = _drawing_order(confidence, sharpness, generator)
-    elif strategy == "low":
-        key = _drawing_order(1 - confidence, sharpness, generator)
-    else:
-        # The two draws take turns, and a coin says which begins. A start that both
-        # draw counts once, at its earlier turn.
-        outside = ~valid
-        high, low = (
-            _drawing_order(weight, sharpness, generator).masked_fill_(outside, -torch.inf)
-            for weight in (confidence, 1 - confidence)
+        for _ in range(2 if strategy in ("mixed", "shuffled") else 1)
+    ]
+    if strategy == "mixed":  # which of two draws begins
+        draws.append(
+            torch.randint(
+                2, (num_rows, 1), device=confidence.device, generator=generator
+            )
         )
-        coin = torch.randint(
-            2, (len(lengths), 1), device=confidence.device, generator=generator
+    block = max(BLOCK // num_frames, 1) if on_cpu else max(num_rows, 1)
+    masks = [
+        _mask(
+            *(confidence[first : first + block], lengths[first : first + block]),
+            *([draw[first : first + block] for draw in draws], mask_ratio),
+            *(span, strategy, sharpness, exact),
         )
-        key = -torch.minimum(2 * _rank(high) + coin, 2 * _rank(low) + 1 - coin).double()
+        for first in range(0, max(num_rows, 1), block)
+    ]
+    return masks[0] if len(masks) == 1 else torch.cat(masks)
 
-    key = key.masked_fill(~valid, -torch.inf)
-    # cover[t]: the largest key among the starts t - span + 1 .. t that reach frame t.
-    cover = F.max_pool1d(F.pad(key[:, None], (span - 1, 0), value=-torch.inf), span, 1)
-    cover = cover[:, 0].masked_fill_(~valid, -torch.inf)  # (B, T)
+
+def _mask(
+    confidence: torch.Tensor,
+    lengths: torch.Tensor,
+    draws: List[torch.Tensor],
+    mask_ratio: float,
+    span: int,
+    strategy: str,
+    sharpness: float,
+    exact: bool,
+) -> torch.Tensor:
+    """As :func:`sample_span_mask`, with what is random in it.
+
+    Args:
+        draws: of [0, 1), (B, T), float64, overwritten: one, two for ``mixed`` and
+            ``shuffled``; then for ``mixed`` 0 or 1, (B, 1), int.
+    """
+    num_frames = confidence.size(1)
+    steps = torch.arange(num_frames, device=confidence.device)
+    outside = steps >= lengths[:, None]  # (B, T)
+    on_cpu = confidence.device.type == "cpu"
+    padded = not on_cpu or bool((lengths < num_frames).any())
     wanted = (lengths.double() * mask_ratio).ceil().long()  # (B,)
-    last = _nth_largest(cover, wanted.clamp(min=1))
-    mask = (cover >= last) & valid & (wanted > 0)[:, None]
+    most = max(math.ceil(num_frames * mask_ratio), 1)  # of a row without padding
+    turns = 0
+    if strategy == "topk":
+        span = 1
+    if strategy == "random":
+        (key,) = draws
+    elif strategy == "topk":
+        # Confidence stored in bytes has many ties; they are broken at random.
+        key = confidence + 1e-9 * draws[0]
+    elif strategy == "mixed":
+        # The two draws take turns.
+        high, low = (
+            _drawing_order(weight, sharpness, uniform)
+            for weight, uniform in zip((confidence, 1 - confidence), draws)
+        )
+        signed = sharpness != 1  # then keys are logarithms
+        if padded:
+            least = -torch.inf if signed else 0
+            high.masked_fill_(outside, least)
+            low.masked_fill_(outside, least)
+        high, low = _placed(high, signed), _placed(low, signed)
+        # As many turns as frames always suffice, and nearly always far fewer.
+        turns = min(2 * most // span + 16, most) if on_cpu else most
+        key = _turns(high, low, draws[2], turns)
+    else:
+        if strategy == "shuffled":
+            confidence = _shuffle(confidence, outside, draws[0])
+        weight = 1 - confidence if strategy == "low" else confidence
+        key = _drawing_order(weight, sharpness, draws[-1])
+
+    def spread(key: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """The largest key among the starts t - span + 1 .. t that reach frame t (B, T),
+        and the one that a row's last masked frames have (B, 1)."""
+        cover = key
+        if span > 1:
+            reaching = F.pad(key[:, None], (span - 1, 0), value=-torch.inf)
+            cover = F.max_pool1d(reaching, span, 1)[:, 0]
+        if padded:
+            # One order statistic of all rows is found faster than one of each: rows that
+            # want fewer frames than others get infinite ones in their padding instead.
+            spare = (most - wanted.clamp(min=1))[:, None]  # (B, 1)
+            beyond = steps >= lengths[:, None] + spare
+            cover = cover.masked_fill(outside, torch.inf).masked_fill_(beyond, -torch.inf)
+        return cover, _nth_largest(cover, most)
+
+    cover, last = spread(key)
+    if on_cpu and 0 < turns < most and bool(last.isneginf().any()):
+        cover, last = spread(_turns(high, low, draws[2], most))
+    mask = cover >= last
+    if padded:
+        mask &= ~outside
+    if mask_ratio == 0:
+        mask.zero_()
     if exact:
-        earlier = cover > last
+        earlier = mask & (cover > last)
         room = wanted - earlier.sum(dim=1)  # (B,)
-        mask &= earlier | ((mask & ~earlier).cumsum(dim=1) <= room[:, None])
+        others = (mask ^ earlier).cumsum(dim=1, dtype=torch.int32)
+        mask &= earlier | (others <= room[:, None])
     return mask
 
 
 def _check_rows(
-    confidence: torch.Tensor, lengths: torch.Tensor, valid: torch.Tensor, strategy: str
+    confidence: torch.Tensor, lengths: torch.Tensor, strategy: str
 ) -> None:
     if bool(((lengths < 0) | (lengths > confidence.size(1))).any()):
         raise ValueError(
             f"lengths must be in [0, {confidence.size(1)}], got {lengths.tolist()}"
         )
-    if strategy == "random":
+    if strategy == "random" or not confidence.numel():
         return
+    least, most = confidence.aminmax()
+    if bool((least >= 0) & (most <= 1)):  # NaN would be either
+        return
+    valid = torch.arange(confidence.size(1)) < lengths[:, None]
     bad = valid & ~((confidence >= 0) & (confidence <= 1))
     if bool(bad.any()):
         row = int(bad.any(dim=1).nonzero()[0])

@@ -8,7 +8,6 @@ import torch
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.asr.frontend.cnn import CNNFrontend
 from espnet2.asr.frontend.default import DefaultFrontend
-from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.torch_utils.device_funcs import force_gatherable
 
@@ -18,6 +17,7 @@ from espnet_atm.errors import UserError
 from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
+    padding_mask,
     stack_frames,
     subsampling_layers,
 )
@@ -291,7 +291,7 @@ class ATMSSLModel(ESPnetSSLModel):
             )
 
         # (B, T), T: encoder frames
-        padding = make_pad_mask(lengths, maxlen=feats.size(1)).to(feats.device)
+        padding = padding_mask(lengths.to(feats.device), feats.size(1))
         if confidence is None and self.conf.scorer and self.conf.needs_confidence:
             confidence = self.score(speech, speech_lengths, lengths)
         if confidence is not None and confidence.shape != padding.shape:

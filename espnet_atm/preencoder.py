@@ -5,12 +5,12 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
-from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     Conv2dSubsampling,
 )
 
 from espnet_atm.errors import UserError
+from espnet_atm.frames import padding_mask
 from espnet_atm.values import MOST_DIMENSIONS, mapping, whole
 
 # Encoders whose input_layer: null still adds positions, as input_layer: conv2d does.
@@ -87,8 +87,8 @@ class Conv2dPreEncoder(AbsPreEncoder):
         Returns:
             (B, T', output_size), float, and lengths (B,) with T' = ((T-1)//2-1)//2.
         """
-        mask = ~make_pad_mask(input_lengths, maxlen=input.size(1))[:, None]  # (B, 1, T)
-        output, mask = self.embed(input, mask.to(input.device))
+        padding = padding_mask(input_lengths.to(input.device), input.size(1))
+        output, mask = self.embed(input, ~padding[:, None])  # the mask: (B, 1, T)
         return output, mask.sum(dim=(1, 2))
 
 

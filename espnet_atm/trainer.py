@@ -276,6 +276,15 @@ def _check_options(optimizer: torch.optim.Optimizer, state: dict) -> None:
         )
 
 
+def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Have a saved state updated as this optimizer is told to, not as the saved one was.
+
+    A scaler of gradients trusts what the optimizer was told, torch what is saved.
+    """
+    for group, saved in zip(optimizer.param_groups, state["param_groups"]):
+        saved.update({k: group[k] for k in ("foreach", "fused") if k in group})
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
@@ -380,6 +389,7 @@ class ATMTrainer(Trainer):
             reporter.load_state_dict(states["reporter"])
             for optimizer, state in zip(optimizers, states["optimizers"]):
                 _check_options(optimizer, state)
+                _keep_kernels(optimizer, state)
                 optimizer.load_state_dict(state)
             for scheduler, state in zip(schedulers, states["schedulers"]):
                 if scheduler is not None:

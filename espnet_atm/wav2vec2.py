@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.asr.frontend.cnn import CNNFrontend
-from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
     ConvolutionalPositionalEmbedding,
 )
 
 from espnet_atm.errors import UserError
+from espnet_atm.frames import padding_mask
 
 EPS = 1e-5  # of all norms of published models
 
@@ -66,21 +66,34 @@ class Wav2Vec2Frontend(CNNFrontend):
             # 1e-7 is of Hugging Face's feature extractor.
             mean, variance, valid = _moments(x, length)
             x = torch.where(valid, (x - mean) / (variance + 1e-7).sqrt(), 0)
+        # Batches of whole crops have no padding; then torch's norm takes a third of the
+        # time. (Lengths were waited for just before, when audio was cut to the longest.)
+        padded = bool((length < x.size(2)).any())
         for layer in self.layers:
-            x = layer.conv(x)  # (B, C, T)
+            x = _convolve(layer.conv, x)  # (B, C, T)
             kernel, stride = layer.kernel_size, layer.stride
             length = (
                 torch.div(length - kernel, stride, rounding_mode="floor") + 1
             ).clamp(min=0)
             norm = layer.layer_norm
-            if isinstance(norm, torch.nn.GroupNorm):  # one group a channel
+            if padded and isinstance(norm, torch.nn.GroupNorm):  # one group a channel
                 mean, variance, _ = _moments(x, length)
-                x = (x - mean) * (variance + norm.eps).rsqrt()
-                x = x * norm.weight[:, None] + norm.bias[:, None]
+                scale = norm.weight[:, None] * (variance + norm.eps).rsqrt()  # (B, C, 1)
+                x = torch.addcmul(norm.bias[:, None] - mean * scale, x, scale)
             elif norm is not None:
                 x = norm(x)
             x = F.gelu(x)
         return self.final_norm(x.transpose(1, 2)), length
+
+
+def _convolve(conv: torch.nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
+    """(B, C, T) -> (B, C', T'); of one channel by a product, which is times faster."""
+    if x.size(1) > 1:
+        return conv(x)
+    windows = x[:, 0].unfold(1, conv.kernel_size[0], conv.stride[0])  # (B, T', K)
+    weight = conv.weight[:, 0].expand(len(x), -1, -1)  # (B, C', K)
+    x = torch.bmm(weight, windows.transpose(1, 2))
+    return x if conv.bias is None else x + conv.bias[:, None]
 
 
 def _moments(
@@ -201,6 +214,6 @@ class Wav2Vec2Encoder(TransformerEncoder):
             masks: True at padding (B, T), bool.
         """
         if masks is None:
-            masks = make_pad_mask(ilens, maxlen=xs_pad.size(1)).to(xs_pad.device)
+            masks = padding_mask(ilens.to(xs_pad.device), xs_pad.size(1))
         xs_pad = xs_pad.masked_fill(masks[..., None], 0)
         return super().forward(xs_pad, ilens, prev_states, masks, **kwargs)

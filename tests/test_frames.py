@@ -4,12 +4,14 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.cnn import CNNFrontend
 from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 
 from espnet_atm.frames import (
     FrameGrid,
     frontend_layers,
     measured_grid,
     nearest_frames,
+    padding_mask,
     subsampling_layers,
 )
 from espnet_atm.preencoder import Conv2dPreEncoder
@@ -108,3 +110,14 @@ def test_nearest_frames_are_nearest_in_time(there, frames):
         distances = np.abs(times - (frames[1] + frames[0] * index))
         assert distances[numbers == number] == pytest.approx(distances.min(), abs=1e-9)
     assert len(nearest_frames(FrameGrid(*there), FrameGrid(*frames), 0)) == 0
+
+
+def test_padding_is_what_lies_behind_an_utterance():
+    lengths = torch.tensor([3, 0, 4])
+    found = padding_mask(lengths, 4)
+    assert found.dtype == torch.bool
+    assert found.int().tolist() == [[0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
+    assert torch.equal(found, make_pad_mask(lengths, maxlen=4))
+    assert padding_mask(lengths, 9)[:, 4:].all()
+    # No value is waited for: tensors without values have none to read.
+    assert padding_mask(torch.empty(2, dtype=torch.long, device="meta"), 5).shape == (2, 5)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espnet_atm import masking
 from espnet_atm.masking import STRATEGIES, GuidedMasking, sample_span_mask
 
 # Masks of 24 frames, one seed.
@@ -151,6 +152,117 @@ def test_random_exact_masks_favour_no_place_but_the_edge(generator):
     inner = found[10:]
     assert (inner - inner.mean()).abs().max() < noise + 0.01
     assert (found[:5].diff() > 0).all() and found[0] < inner.mean() / 2
+
+
+def plain_mask(confidence, lengths, ratio, span, strategy, generator, sharpness, exact):
+    """The masks by whole sorts of each row: what the fast way has to give."""
+    rows, frames = confidence.shape
+    valid = torch.arange(frames) < lengths[:, None]
+
+    def uniform():
+        return torch.rand(rows, frames, dtype=torch.float64, generator=generator)
+
+    def draw(weight):
+        exponential = -torch.log1p(-uniform())
+        if sharpness == 1:
+            return weight.double().clamp(min=1e-38) / exponential
+        return (weight.double().log() * sharpness).clamp(min=-1e6) - exponential.log()
+
+    def rank(key):
+        return key.masked_fill(~valid, -math.inf).argsort(descending=True).argsort()
+
+    if strategy == "topk":
+        span = 1
+    if strategy in ("random", "topk"):
+        key = uniform()
+        key = key if strategy == "random" else confidence + 1e-9 * key
+    elif strategy == "mixed":
+        first, second = rank(draw(confidence)), rank(draw(1 - confidence))
+        coin = torch.randint(2, (rows, 1), generator=generator)
+        key = -torch.minimum(2 * first + coin, 2 * second + 1 - coin).double()
+    else:
+        if strategy == "shuffled":
+            key = uniform().masked_fill(~valid, math.inf)
+            confidence = confidence.gather(1, key.argsort())
+        key = draw(1 - confidence if strategy == "low" else confidence)
+    key.masked_fill_(~valid, -math.inf)
+    key = torch.cat([torch.full((rows, span - 1), -math.inf), key], dim=1)
+    cover = key.unfold(1, span, 1).amax(dim=2).masked_fill_(~valid, -math.inf)
+    mask = torch.zeros_like(valid)
+    for row, length in enumerate(lengths.tolist()):
+        wanted = math.ceil(ratio * length)
+        if wanted:
+            last = cover[row].sort(descending=True).values[wanted - 1]
+            mask[row] = (cover[row] >= last) & valid[row]
+            if exact:
+                mask[row] = cover[row] > last
+                rest = ((cover[row] == last) & valid[row]).nonzero()[:, 0]
+                mask[row, rest[: wanted - int(mask[row].sum())]] = True
+    return mask
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    strategy=st.sampled_from((*STRATEGIES, "mixed", "mixed", "shuffled")),
+    ratio=st.sampled_from([0.0, 1e-9, 0.07, 0.4, 0.49, 0.9, 0.99, 0.9999, 1.0]),
+    span=st.sampled_from([1, 2, 3, 10, 40]),
+    sharpness=st.sampled_from([1.0, 0.5, 100.0]),
+    exact=st.booleans(),
+    frames=st.sampled_from([1, 2, 3, 24, 200, 1100]),
+    shorter=st.lists(st.floats(0, 1), min_size=1, max_size=4),
+    kind=st.sampled_from(["random", "zero", "one", "steps", "blocks", "spoiled"]),
+    seed=st.integers(0, 2**30),
+)
+def test_masks_are_those_of_whole_sorts(
+    strategy, ratio, span, sharpness, exact, frames, shorter, kind, seed
+):
+    lengths = torch.tensor([int(frames * (1 - x)) for x in shorter])
+    generator = torch.Generator().manual_seed(seed)
+    confidence = torch.rand(len(lengths), frames, generator=generator)
+    if kind in ("zero", "one"):
+        confidence.fill_(kind == "one")
+    elif kind == "steps":
+        confidence = (confidence * 4).round() / 4
+    elif kind == "blocks":
+        confidence[:] = (torch.arange(frames) // 50 % 2) * 0.98 + 0.01
+    elif kind == "spoiled":
+        confidence[torch.arange(frames) >= lengths[:, None]] = math.nan
+    given = confidence.clone()
+    plain, fast = (
+        function(
+            *(confidence, lengths, ratio, span, strategy),
+            generator=torch.Generator().manual_seed(seed),
+            sharpness=sharpness,
+            exact=exact,
+        )
+        for function in (plain_mask, sample_span_mask)
+    )
+    assert torch.equal(plain, fast)
+    torch.testing.assert_close(confidence, given, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rows_are_the_same_in_blocks(strategy, monkeypatch):
+    """Of several rows, of one, and of one that is longer than a block."""
+    confidence, lengths = torch.rand(7, 50), torch.tensor([50, 40, 50, 3, 0, 50, 20])
+    masks = []
+    for block in (masking.BLOCK, 150, 50, 7):
+        monkeypatch.setattr(masking, "BLOCK", block)
+        generator = torch.Generator().manual_seed(3)
+        masks.append(sample_span_mask(confidence, lengths, 0.4, 5, strategy, generator))
+        assert torch.equal(masks[-1], masks[0]) and masks[-1].any()
+    no_rows = sample_span_mask(confidence[:0], lengths[:0], 0.4, 5, strategy)
+    assert no_rows.shape == (0, 50)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_draw_overwrites_its_confidence(strategy):
+    """Of a type, too, that needs no conversion, and of one that is learnt."""
+    confidence = torch.rand(2, 50, dtype=torch.float64, requires_grad=True)
+    given = confidence.clone()
+    sample_span_mask(confidence, torch.tensor([50, 40]), 0.4, 5, strategy)
+    sample_span_mask(confidence, torch.tensor([50, 40]), 0.4, 5, strategy, sharpness=2.0)
+    assert torch.equal(confidence, given)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -407,6 +407,25 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(ssl_command, option):
         ATMSSLTask.main(cmd=[*command, *option, "--max_epoch", "2", "--resume", "true"])
 
 
+@pytest.mark.parametrize("before, after", [("null", "true"), ("true", "null")])
+def test_a_resumed_run_makes_its_updates_as_it_is_told_now(ssl_command, before, after):
+    """Another kernel than that of the checkpoint gives the same, to rounding."""
+    command = ssl_command(**ATM)
+
+    def train(epochs, fused, resume) -> dict:
+        more = ["--max_epoch", str(epochs), "--resume", resume]
+        ATMSSLTask.main(cmd=[*command, *more, "--optim_conf", f"fused={fused}"])
+        return torch.load(folder_of(command) / "checkpoint.pth", weights_only=True)
+
+    expected = train(2, before, "false")
+    train(1, before, "false")
+    found = train(2, after, "true")
+    (group,) = found["optimizers"][0]["param_groups"]
+    assert group["fused"] is yaml.safe_load(after)
+    losses = [x["reporter"]["stats"][2]["valid"]["loss"] for x in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_without_resume_training_begins_anew(ssl_command):
     command = ssl_command(**ATM, **EPOCHS)
     ATMSSLTask.main(cmd=command)

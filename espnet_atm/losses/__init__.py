@@ -73,7 +73,23 @@ def accuracy(
     return weighted_mean(logits.detach().argmax(dim=-1) == targets, None, counted)
 
 
-def masked_weight(mask_info: Mapping[str, Any]) -> Optional[torch.Tensor]:
+def places_of(mask: torch.Tensor) -> torch.Tensor:
+    """Where a mask is true, counted through all rows: (B, T) -> (N,), int64.
+
+    On an accelerator their number is waited for. So a loss asks once, and takes every
+    tensor :func:`at` these places, which ``x[mask]`` would wait for each time.
+    """
+    return mask.flatten().nonzero()[:, 0]
+
+
+def at(places: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What is in frames (B, T, ...) at places of a mask: (N, ...)."""
+    return x.flatten(0, 1).index_select(0, places)
+
+
+def weight_at(
+    places: torch.Tensor, mask_info: Mapping[str, Any]
+) -> Optional[torch.Tensor]:
     """The weight of each masked frame (N,), float32; None where all count alike."""
     weight = mask_info["weight"]
-    return None if weight is None else weight[mask_info["mask_m"]]
+    return None if weight is None else at(places, weight)

@@ -4,12 +4,19 @@ from typing import Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
-from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 from espnet2.ssl.loss.abs_loss import AbsSSLLoss
 
 from espnet_atm.errors import UserError
-from espnet_atm.losses import accuracy, check_sizes, masked_weight, weighted_mean
+from espnet_atm.frames import padding_mask
+from espnet_atm.losses import (
+    accuracy,
+    at,
+    check_sizes,
+    places_of,
+    weight_at,
+    weighted_mean,
+)
 from espnet_atm.losses.codes import CodeUsage
 from espnet_atm.losses.quantizer import RandomProjectionQuantizer
 from espnet_atm.values import MOST_CODES, MOST_DIMENSIONS
@@ -90,15 +97,15 @@ class BestRQLoss(AbsSSLLoss):
         Returns:
             Scalar loss, float32, and the statistics to log.
         """
-        mask = mask_info["mask_m"]
-        with torch.autocast(mask.device.type, enabled=False):
+        masked = places_of(mask_info["mask_m"])
+        with torch.autocast(masked.device.type, enabled=False):
             features = normalize(stacked_features.float(), encoder_output_lengths)
-            targets = self.quantizer(features[mask])  # (N,)
-            logits = self.prediction(encoder_output[-1][mask].float())
+            targets = self.quantizer(at(masked, features))  # (N,)
+            logits = self.prediction(at(masked, encoder_output[-1]).float())
             counted = torch.ones_like(targets, dtype=torch.bool)
             loss = weighted_mean(
                 F.cross_entropy(logits, targets, reduction="none"),
-                masked_weight(mask_info),
+                weight_at(masked, mask_info),
                 counted,
             )
         stats = {
@@ -119,8 +126,8 @@ def normalize(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, T, D); zero at padding, next to zero in dimensions that do not vary.
     """
-    padding = make_pad_mask(lengths, maxlen=features.size(1))[..., None]  # (B, T, 1)
-    padding = padding.to(features.device)
+    lengths = lengths.to(features.device)
+    padding = padding_mask(lengths, features.size(1))[..., None]  # (B, T, 1)
     count = (~padding).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1, 1)
 
     def mean(x: torch.Tensor) -> torch.Tensor:

@@ -5,21 +5,30 @@ from typing import NamedTuple, Optional
 import torch
 import torch.nn.functional as F
 
+from espnet_atm.losses import at, places_of
+
 
 class MaskedFrames(NamedTuple):
     """Where the N masked frames of a batch are, in the order of ``x[mask]``."""
 
+    places: torch.Tensor  # counted through all utterances (N,), int64
     num_rows: int  # utterances B of the batch
     row: torch.Tensor  # utterance (N,), int64
     rank: torch.Tensor  # place among the utterance's masked frames (N,), int64
     count: torch.Tensor  # masked frames of the utterance (N,), int64
 
+    @property
+    def counted(self) -> torch.Tensor:
+        """Which count (N,), bool: an utterance's only one has no negatives."""
+        return self.count > 1
+
     @classmethod
     def of(cls, mask: torch.Tensor) -> "MaskedFrames":
         """From a mask (B, T), bool."""
-        row, step = mask.nonzero(as_tuple=True)
-        rank = (mask.cumsum(dim=1) - 1)[row, step]
-        return cls(len(mask), row, rank, mask.sum(dim=1)[row])
+        places = places_of(mask)
+        row = places // mask.size(1)
+        rank = at(places, mask.cumsum(dim=1) - 1)
+        return cls(places, len(mask), row, rank, mask.sum(dim=1)[row])
 
 
 def sample_negatives(
@@ -69,9 +78,9 @@ def contrastive_logits(
         (N, 1 + K), the target first; -inf where a negative is the same code as the
         target, or where there is none.
     """
-    num_rows, row, rank, count = where
+    row, rank = where.row, where.rank
     # utterances B, most masked frames M
-    shape = (num_rows, int(count.max()) if len(row) else 0)
+    shape = (where.num_rows, int(where.count.max()) if len(row) else 0)
 
     def by_utterance(x: torch.Tensor) -> torch.Tensor:
         """(N, ...) -> (B, M, ...), zeros behind shorter utterances."""

@@ -10,15 +10,18 @@ from espnet2.ssl.loss.hubert import HuBERTLoss as ESPnetHuBERTLoss
 from espnet_atm.errors import UserError
 from espnet_atm.losses import (
     accuracy,
+    at,
     check_sizes,
     check_weights,
-    masked_weight,
+    places_of,
+    weight_at,
     weighted_mean,
 )
 from espnet_atm.losses.codes import CodeUsage
 from espnet_atm.values import MOST_CODES, MOST_DIMENSIONS, sequence, whole
 
 IGNORED = -1  # the label of frames that have none
+TEMPERATURE = 0.1  # of ESPnet's logits
 
 
 class HuBERTLoss(ESPnetHuBERTLoss):
@@ -115,17 +118,19 @@ class HuBERTLoss(ESPnetHuBERTLoss):
                 f"{None if text is None else tuple(text.shape)} for frames of shape "
                 f"{tuple(mask_m.shape)}"
             )
-        y_m, y_u = text[mask_m].long(), text[mask_u].long()  # (N,), (M,)
-        weight = masked_weight(mask_info)
+        masked, unmasked = places_of(mask_m), places_of(mask_u)
+        y_m, y_u = at(masked, text).long(), at(unmasked, text).long()  # (N,), (M,)
+        weight = weight_at(masked, mask_info)
 
         total_loss = 0.0
         stats = {}
         for layer, layer_weight in zip(self.layers, self.loss_weights):
             layer %= len(encoder_output)
             with torch.autocast(mask_m.device.type, enabled=False):
-                logit_m, logit_u = self.decoder(
-                    encoder_output[layer].float(), mask_m, mask_u
-                )
+                projected = self.decoder.final_proj(encoder_output[layer].float())
+                logit_m = self.logits(at(masked, projected))
+                with torch.no_grad():  # for the log alone
+                    logit_u = self.logits(at(unmasked, projected))
             loss = weighted_mean(
                 F.cross_entropy(logit_m, y_m, reduction="none", ignore_index=IGNORED),
                 weight,
@@ -137,3 +142,7 @@ class HuBERTLoss(ESPnetHuBERTLoss):
             stats[f"hubert_acc_u_{layer}"] = accuracy(logit_u, y_u, y_u != IGNORED)
         stats.update(self.usage(y_m[y_m != IGNORED][:, None], self.training))
         return total_loss, stats
+
+    def logits(self, projected: torch.Tensor) -> torch.Tensor:
+        """As in ESPnet's decoder: (N, final_dim) -> (N, num_classes)."""
+        return self.decoder.label_embeddings(projected) / TEMPERATURE

@@ -7,11 +7,7 @@ import torch.nn.functional as F
 from espnet2.ssl.espnet_model import ESPnetSSLModel
 
 from espnet_atm.errors import UserError
-from espnet_atm.losses import (
-    accuracy,
-    masked_weight,
-    weighted_mean,
-)
+from espnet_atm.losses import accuracy, at, weight_at, weighted_mean
 from espnet_atm.losses.wav2vec2 import Wav2Vec2Loss
 from espnet_atm.values import MOST_DIMENSIONS, number, whole
 
@@ -108,18 +104,18 @@ class W2vBertLoss(Wav2Vec2Loss):
             Scalar loss, float32, and the statistics to log.
         """
         with torch.autocast(preencoder.device.type, enabled=False):
-            contrastive, stats, ids, counted = self.contrast(
+            contrastive, stats, ids, where = self.contrast(
                 encoder_output, preencoder, mask_info, num_updates, frontend
             )
-            logits = self.prediction(encoder_output[-1][mask_info["mask_m"]].float())
+            logits = self.prediction(at(where.places, encoder_output[-1]).float())
             targets = ids[:, 0]  # (N,)
             prediction = weighted_mean(
                 F.cross_entropy(logits, targets, reduction="none"),
-                masked_weight(mask_info),
-                counted,
+                weight_at(where.places, mask_info),
+                where.counted,
             )
         stats[f"{self.name}_loss_m"] = prediction.detach()
-        stats[f"{self.name}_acc_m"] = accuracy(logits, targets, counted)
+        stats[f"{self.name}_acc_m"] = accuracy(logits, targets, where.counted)
         loss = (
             self.contrastive_weight * contrastive + self.prediction_weight * prediction
         )

@@ -11,9 +11,10 @@ from espnet_atm.errors import UserError
 from espnet_atm.frames import subsampling_layers
 from espnet_atm.losses import (
     accuracy,
+    at,
     check_sizes,
     check_weights,
-    masked_weight,
+    weight_at,
     weighted_mean,
 )
 from espnet_atm.losses.codes import CodeUsage
@@ -167,29 +168,29 @@ class Wav2Vec2Loss(AbsSSLLoss):
         mask_info: Dict,
         num_updates: torch.Tensor,
         frontend: Optional[torch.Tensor] = None,
-    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor, MaskedFrames]:
         """As :meth:`forward`, and the codes of the masked frames (N, G), int64, and
-        which of these frames count (N,), bool."""
-        mask = mask_info["mask_m"]
-        weight = masked_weight(mask_info)
-        where = MaskedFrames.of(mask)
+        which frames these are."""
+        where = MaskedFrames.of(mask_info["mask_m"])
+        weight = weight_at(where.places, mask_info)
         encoded = preencoder if self.frontend_size is None else frontend
-        frames = self.norm(encoded[mask].float())  # (N, D)
+        frames = self.norm(at(where.places, encoded).float())  # (N, D)
         quantized = self.quantizer(frames, num_updates)
         # One number for the codes of all groups: (N, G) -> (N,)
         base = self.quantizer.num_codes ** torch.arange(
-            self.quantizer.num_groups, device=mask.device
+            self.quantizer.num_groups, device=frames.device
         )
         logits = contrastive_logits(
-            self.context_projection(encoder_output[self.layer][mask].float()),
+            self.context_projection(
+                at(where.places, encoder_output[self.layer]).float()
+            ),
             self.code_projection(quantized.vectors),
             (quantized.ids * base).sum(dim=1),
             where,
             sample_negatives(where, self.num_negatives, mask_info["generator"]),
         )
         target = torch.zeros_like(where.rank)
-        # An utterance's only masked frame has no negatives and tells nothing.
-        counted = where.count > 1
+        counted = where.counted
         contrastive = weighted_mean(
             F.cross_entropy(logits / self.temperature, target, reduction="none"),
             weight,
@@ -212,4 +213,4 @@ class Wav2Vec2Loss(AbsSSLLoss):
         stats = {f"{self.name}_{key}": value for key, value in stats.items()}
         stats.update(self.usage(quantized.ids, self.training))
         loss = contrastive + self.diversity_weight * diversity
-        return loss, stats, quantized.ids, counted
+        return loss, stats, quantized.ids, where

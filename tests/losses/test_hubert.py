@@ -31,10 +31,18 @@ def make_loss(cls=HuBERTLoss, **conf):
 @pytest.mark.parametrize("conf", [{}, {"layers": [1, -1], "loss_weights": [0.5, 1.0]}])
 @pytest.mark.parametrize("weight", [None, torch.ones(B, T)])
 def test_unweighted_loss_equals_espnets(inputs, conf, weight):
-    expected, expected_stats = make_loss(ESPnetHuBERTLoss, **conf)(**inputs)
+    def gradients(loss):
+        outputs = [x.clone().requires_grad_() for x in inputs["encoder_output"]]
+        value, stats = loss(**{**inputs, "encoder_output": outputs})
+        value.backward()
+        parameters = [x.grad for x in loss.parameters()]
+        return value, stats, [x.grad for x in outputs if x.grad is not None] + parameters
+
+    expected, expected_stats, theirs = gradients(make_loss(ESPnetHuBERTLoss, **conf))
     inputs["mask_info"]["weight"] = weight
-    loss, stats = make_loss(**conf)(**inputs)
+    loss, stats, ours = gradients(make_loss(**conf))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     name = "hubert_acc_m_2"
     assert float(stats[name]) == pytest.approx(expected_stats[name], abs=1e-6)
 

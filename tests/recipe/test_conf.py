@@ -93,7 +93,8 @@ def test_l_and_xl_are_as_the_paper_has_them(objective, size):
     if size == "xl" or objective == "w2v_bert":
         assert encoder["output_size"] == 1024
     assert config["optim"] == "adam"
-    assert config["optim_conf"] == {"lr": 2e-3, "betas": [0.9, 0.98], "eps": 1e-9}
+    papers = {"lr": 2e-3, "betas": [0.9, 0.98], "eps": 1e-9}
+    assert config["optim_conf"] == {**papers, "fused": True}
     assert config["scheduler_conf"] == {"warmup_steps": 25_000}
     iterations = config["num_iters_per_epoch"] * config["max_epoch"]
     assert iterations / config["accum_grad"] == updates
