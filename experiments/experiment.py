@@ -22,7 +22,7 @@ from typing import Any
 
 import soundfile
 import yaml
-from arms import ARMS, OBJECTIVES, PILOT_SEED, Run, further_runs, main_runs, pilot_runs
+from arms import ARMS, OBJECTIVES, PILOT_SEED, RATIO, Run, further_runs, main_runs, pilot_runs
 
 from espnet_atm.export import asr_parts, init_params
 
@@ -36,6 +36,17 @@ ASR_STEPS = 150
 ASR_EPOCHS = {"train30": 20, "train10": 10}
 CHANNELS = 48  # of the convolutions in pre-training
 VALIDATION = {"mask_ratio": 0.40, "strategy": "random", "exact": True}
+TRACKS = ("plain", "gated")
+KINDS = {  # of audio in the pool, and the third that they are in
+    "dutch": "target",
+    "czech": "other speech",
+    "prompts": "other speech",
+    "music": "junk",
+    "noise": "junk",
+    "buried": "junk",
+    "reversed": "junk",
+    "silence": "junk",
+}
 PACKAGES = ("espnet", "torch", "numpy", "silero-vad", "jiwer")
 
 
@@ -55,6 +66,10 @@ class Work:
         self.root, self.results = root, results
         self.data = root / "data"
         self.lists = root / "lists"
+
+    def result(self, run: Run) -> Path:
+        """Where a run leaves what it found, last of all."""
+        return self.results / f"{run.name}.json"
 
     def command(self, log: Path, *words: Any) -> float:
         """Run a Python module to its end; its CPU seconds.
@@ -252,7 +267,7 @@ def score(work: Work) -> None:
         print(f"{time.strftime('%H:%M:%S')} scorer", flush=True)
         train_asr(work, scorer, "train30", PILOT_SEED)
         done.touch()
-    for track, options in (("plain", []), ("gated", ["--speech_gate"])):
+    for track, options in zip(TRACKS, ([], ["--speech_gate"])):
         for name in ("pool", "dev"):
             folder = work.root / "scores" / track / name
             work.once(
@@ -261,6 +276,71 @@ def score(work: Work) -> None:
                 "--asr_model_file", scorer / "valid.cer_ctc.best.pth",
                 "--wav_scp", work.data / name / "wav.scp", "--output_dir", folder, *options,
             )
+
+
+def describe(work: Work, objective: str, second: str | None) -> None:
+    """What the analysis needs besides the runs: of the utterances, the pool, guidance."""
+    levels = read_table(work.data / "test_clean/utt2level")
+    utterances = {}
+    for name in ("test_clean", "test_degraded"):
+        text = read_table(work.data / name / "text")
+        utterances[name] = {
+            "levels": [levels[utt.replace("-degraded-", "-", 1)] for utt in sorted(text)],
+            "characters": [len(text[utt]) for utt in sorted(text)],
+        }
+    write_json(work.results / "utterances.json", utterances)
+
+    kinds = read_table(work.data / "pool/utt2category")
+    samples = {u: int(n) for u, n in read_table(work.lists / "pool_shape").items()}
+    chosen = read_table(select_pool(work, "gate", PILOT_SEED))
+    scores = {
+        track: read_table(work.root / "scores" / track / "pool/utt2confidence")
+        for track in TRACKS
+    }
+    pool = {}
+    for kind in KINDS:
+        utts = [u for u in kinds if kinds[u] == kind]
+        total = sum(samples[u] for u in utts)
+        pool[kind] = {
+            "third": KINDS[kind],
+            "minutes": total / 16000 / 60,
+            "chosen": sum(samples[u] for u in utts if u in chosen) / total,
+            **{
+                track: sum(float(score[u]) for u in utts) / len(utts)
+                for track, score in scores.items()
+            },
+        }
+    write_json(work.results / "pool.json", pool)
+
+    guidance = {}
+    for track in TRACKS:
+        folder = work.root / "scores" / track / "pool"
+        work.once(
+            work.root / "reports" / f"{track}.done", "-m", "espnet_atm.bin.report",
+            "--confidence_dir", folder, "--wav_scp", work.data / "pool/wav.scp",
+            "--utt2category", work.data / "pool/utt2category",
+            "--output_dir", work.root / "reports" / track, "--max_utterances", len(kinds),
+            "--ssl_config", write_yaml(
+                work.root / "reports/ssl.yaml",
+                ssl_config(Run("best_rq", "B", RATIO, PILOT_SEED)),
+            ),
+        )
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        for name, arm in ARMS.items():
+            if arm.track == track and arm.pool == "all" and name != "N":
+                weights = summary["weights"] if arm.weighted else {}
+                guidance[name] = summary["guidance"][arm.strategy] | {
+                    "weights_spread": weights.get("spread", 0.0),
+                    "effective_share": weights.get("effective_share", 1.0),
+                }
+    write_json(work.results / "guidance.json", dict(sorted(guidance.items())))
+    cpu = next(
+        (x.split(":")[1].strip() for x in open("/proc/cpuinfo") if "model name" in x),
+        platform.processor(),
+    )
+    write_json(work.results / "setup.json", {
+        "objective": objective, "second": second, "processor": cpu,
+    })
 
 
 def label(work: Work) -> None:
@@ -356,7 +436,7 @@ def carry_out(work: Work, run: Run, labelled: tuple[str, ...]) -> None:
         "--output", decoded, *(folder / name for name in labelled),
     ))
     trained = [folder / name for name in (["ssl"] if exported else []) + list(labelled)]
-    write_json(work.results / f"{run.name}.json", {
+    write_json(work.result(run), {
         "objective": run.objective if exported else None,
         "arm": run.arm,
         "ratio": run.ratio if exported else None,
@@ -376,7 +456,7 @@ def carry_out_all(
     work: Work, runs: list[Run], nj: int, labelled: tuple[str, ...] = tuple(ASR_EPOCHS)
 ) -> None:
     """All runs that are not done, ``nj`` at a time, and when they will be."""
-    left = [run for run in runs if not (work.results / f"{run.name}.json").is_file()]
+    left = [run for run in runs if not work.result(run).is_file()]
     print(f"{len(runs)} runs, {len(runs) - len(left)} done already", flush=True)
     took: list[float] = []
     failed = []
@@ -405,7 +485,7 @@ def carry_out_all(
 def show_pilot(work: Work) -> None:
     """CER on dev of each objective."""
     for run in pilot_runs():
-        found = json.loads((work.results / f"{run.name}.json").read_text())
+        found = json.loads(work.result(run).read_text())
         curve = found["curves"]["train30"]["valid"]["cer_ctc"]
         print(f"{run.objective}: best CER on dev {100 * min(curve):.2f} %")
 
@@ -424,21 +504,36 @@ def time_steps(work: Work) -> None:
         print(f"{objective}: 100 steps in {seconds:.1f} CPU seconds", flush=True)
 
 
+def runs_of(stage: str, objective: str, second: str) -> list[Run]:
+    """The runs of a stage: ``pilot``, ``main``, or ``further``, which has main's too."""
+    if stage == "pilot":
+        return pilot_runs()
+    runs = main_runs(objective)
+    return runs if stage == "main" else runs + further_runs(objective, second)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "stage", choices=["time", "pilot", "main", "further"]
-    )
+    parser.add_argument("stage", choices=["time", "pilot", "main", "further"])
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--nj", type=int, default=2, help="runs at a time")
-    parser.add_argument("--objective", choices=OBJECTIVES, help="of stage main, further")
-    parser.add_argument("--second", choices=OBJECTIVES, help="of stage further")
+    parser.add_argument("--objective", choices=OBJECTIVES, default=OBJECTIVES[0])
+    parser.add_argument("--second", choices=OBJECTIVES, default=OBJECTIVES[1])
+    parser.add_argument(
+        "--left", action="store_true", help="only say whether a run is not done: exit code 0"
+    )
     args = parser.parse_args(argv)
     work = Work(args.work.resolve(), args.results.resolve())
+    runs = [] if args.stage == "time" else runs_of(args.stage, args.objective, args.second)
+    if args.left:
+        left = sum(not work.result(run).is_file() for run in runs)
+        print(f"{len(runs)} runs, of which {len(runs) - left} are done")
+        sys.exit(0 if left else 1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    work.root.mkdir(parents=True, exist_ok=True)
     with open(work.root / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -449,14 +544,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.stage == "time":
             time_steps(work)
         elif args.stage == "pilot":
-            carry_out_all(work, pilot_runs(), args.nj, ("train30",))
+            carry_out_all(work, runs, args.nj, ("train30",))
             show_pilot(work)
-        elif args.stage == "main":
+        else:
             score(work)
-            carry_out_all(work, main_runs(args.objective), args.nj)
-        elif args.stage == "further":
-            score(work)
-            carry_out_all(work, further_runs(args.objective, args.second), args.nj)
+            describe(work, args.objective, args.second)
+            carry_out_all(work, runs, args.nj)
 
 
 if __name__ == "__main__":
