@@ -58,7 +58,7 @@ class Work:
     """The folder of data and models, and how commands are run in it.
 
     Args:
-        root: holds ``data`` of data.py.
+        root: holds ``data`` of make_data.py.
         results: where finished runs leave theirs.
     """
 

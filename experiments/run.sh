@@ -30,7 +30,7 @@ if python experiment.py "${stage}" "${options[@]}" --left; then
     mkdir -p "${work}"
     # shellcheck disable=SC2086
     (cd -- "${recipe}" && local/debian_packages.sh "${work}/packages" ${games} ${prompts})
-    nice -n 19 python data.py --packages "${work}/packages" --data_dir "${work}/data"
+    nice -n 19 python make_data.py --packages "${work}/packages" --data_dir "${work}/data"
     nice -n 19 python experiment.py "${stage}" --work "${work}" --nj "${nj}" "${options[@]}"
 fi
 python analyse.py --results "${results}"
