@@ -30,63 +30,18 @@ fi
 packages="fillets-ng-data fillets-ng-data-nl fillets-ng-data-cs"
 staging=${data_dir}/.fillets.staging
 
-# Unpacks a package into a directory that is complete or absent.
-unpack() {
-    local deb=$1 package=$2
-    if ! command -v dpkg-deb > /dev/null; then
-        log "Error: no dpkg-deb here: unpack ${deb} elsewhere and set FILLETS in db.sh to the folder"
-        exit 1
-    fi
-    rm -rf "${download_dir}/.${package}.partial"
-    dpkg-deb -x "${deb}" "${download_dir}/.${package}.partial"
-    mv "${download_dir}/.${package}.partial" "${download_dir}/${package}"
-}
-
-# Downloads a package into the current directory. Needs no root.
-download() {
-    local package=$1
-    if ! command -v apt-get > /dev/null; then
-        log "Error: no apt-get here: get the Debian packages ${packages} and set FILLETS in db.sh to their folder"
-        exit 1
-    fi
-    apt-get download "${package}" && return
-    if [ "$(id -u)" -eq 0 ]; then
-        log "${package}: not found in the package lists: updating them"
-        apt-get update && apt-get download "${package}" && return
-    fi
-    log "Error: 'apt-get download ${package}' failed. If the package lists are missing, run 'sudo apt-get update' and" \
-        "try again; or set FILLETS in db.sh to a folder with the packages ${packages} (.deb files or unpacked)."
-    exit 1
-}
-
 if [ -z "${FILLETS:-}" ]; then
     log "Error: set FILLETS in db.sh: 'downloads', or a folder with the packages ${packages} (.deb files or unpacked)"
     exit 1
 fi
 
 roots=
-mkdir -p "${download_dir}"
 if [ "${FILLETS}" != downloads ] && ! compgen -G "${FILLETS}/fillets-ng-data*.deb" > /dev/null; then
     roots=${FILLETS}
 else
+    # shellcheck disable=SC2086
+    local/debian_packages.sh --from "${FILLETS}" --name FILLETS "${download_dir}" ${packages}
     for package in ${packages}; do
-        if [ ! -d "${download_dir}/${package}" ]; then
-            if [ "${FILLETS}" = downloads ]; then
-                log "${package}: downloading"
-                (cd "${download_dir}"; download "${package}")
-                deb=$(compgen -G "${download_dir}/${package}_*.deb" | sort -V | tail -n 1)
-                unpack "${deb}" "${package}"
-                rm -f "${deb}"
-            else
-                # Of several versions the newest, which is not the last in the alphabet.
-                deb=$(compgen -G "${FILLETS}/${package}_*.deb" | sort -V | tail -n 1 || true)
-                if [ -z "${deb}" ]; then
-                    log "Error: no ${package}_*.deb in FILLETS=${FILLETS}"
-                    exit 1
-                fi
-                unpack "${deb}" "${package}"
-            fi
-        fi
         roots+=" ${download_dir}/${package}"
     done
 fi

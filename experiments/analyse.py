@@ -1,0 +1,416 @@
+#!/usr/bin/env python3
+"""Every table and plot of the experiment, from the stored results, in seconds.
+
+Writes the tables between the marks of README.md, and the plots into images/.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+import numpy as np
+from arms import ARMS, COMPARISONS, PAPER_RANDOM, RATIO, SEEDS, Run, main_runs
+from scipy.stats import t as student
+
+HERE = Path(__file__).resolve().parent
+MARKS = ("<!-- tables: experiments/analyse.py -->\n", "<!-- end of tables -->\n")
+LABELLED = {"train30": "30 min", "train10": "10 min"}
+TESTS = {"test_clean": "clean", "test_degraded": "degraded"}
+DRAWS = 10000
+PAPER_A = "A 0.49"  # arm A at the paper's masked fraction
+
+
+def arm_key(arm: str, ratio: float | None) -> str:
+    """An arm's name in the tables: with its ratio where that is not the common one."""
+    return arm if ratio in (None, RATIO) else f"{arm} {ratio:.2f}"
+
+
+@dataclass
+class Results:
+    """What the runs of one objective left.
+
+    Args:
+        utterances: for each set the game level and the characters of each utterance.
+        runs: by arm and seed.
+    """
+
+    objective: str
+    utterances: dict[str, dict[str, list]]
+    runs: dict[str, dict[int, dict[str, Any]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    @classmethod
+    def read(cls, folder: Path, objective: str) -> "Results":
+        """All runs of an objective, and those without pre-training."""
+        utterances = json.loads((folder / "utterances.json").read_text(encoding="utf-8"))
+        found = cls(objective, utterances)
+        for file in sorted(folder.glob("*_seed*.json")):
+            run = json.loads(file.read_text(encoding="utf-8"))
+            if run["objective"] in (None, objective) and run["seed"] in SEEDS:
+                found.runs[arm_key(run["arm"], run["ratio"])][run["seed"]] = run
+        return found
+
+    def seeds(self, *arms: str) -> list[int]:
+        """Those that all arms have."""
+        return sorted(set.intersection(*(set(self.runs.get(a, {})) for a in arms)))
+
+    def errors(self, arm: str, seeds: Sequence[int], labelled: str, test: str) -> np.ndarray:
+        """Character errors by seed and game level: (seeds, levels)."""
+        return np.array([
+            self.by_level(test, self.runs[arm][s]["errors"][labelled][test]) for s in seeds
+        ])
+
+    def characters(self, test: str) -> np.ndarray:
+        """Of the references, by game level: (levels,)."""
+        return self.by_level(test, self.utterances[test]["characters"])
+
+    def by_level(self, test: str, values: list[int]) -> np.ndarray:
+        """Sums by game level, of values of each utterance.
+
+        Raises:
+            ValueError: when there is not one value an utterance.
+        """
+        levels = self.utterances[test]["levels"]
+        if len(values) != len(levels):
+            raise ValueError(f"{test}: {len(values)} values for {len(levels)} utterances")
+        _, index = np.unique(levels, return_inverse=True)
+        return np.bincount(index, weights=values)
+
+    def rates(self, arm: str, labelled: str, test: str) -> np.ndarray:
+        """CER in percent of each seed."""
+        errors = self.errors(arm, self.seeds(arm), labelled, test)
+        return 100 * errors.sum(axis=1) / self.characters(test).sum()
+
+
+def bootstrap(errors: np.ndarray, characters: np.ndarray) -> np.ndarray:
+    """Draws of a CER, or of a difference of two, in points.
+
+    Game levels and seeds are drawn with replacement, crossed.
+
+    Args:
+        errors: (seeds, levels), of a difference possibly negative.
+        characters: (levels,).
+
+    Returns:
+        (DRAWS,).
+    """
+    rng = np.random.default_rng(0)
+    seeds, levels = errors.shape
+    of_levels = rng.multinomial(levels, np.full(levels, 1 / levels), DRAWS)
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
+    drawn = np.einsum("ds,sl,dl->d", of_seeds, errors, of_levels)
+    return 100 * drawn / (of_levels @ characters)
+
+
+def holm(p: Iterable[float]) -> np.ndarray:
+    """Holm's step-down correction."""
+    p = np.array(list(p))
+    order = np.argsort(p)
+    scaled = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(scaled, 1)
+    return corrected
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A comparison of two arms: CER of the first less CER of the second, in points."""
+
+    names: tuple[str, str]
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    t_low: float
+    t_high: float
+
+
+def difference(
+    results: Results, names: tuple[str, str], labelled: str, test: str
+) -> Difference | None:
+    """None where no seed has both arms."""
+    seeds = results.seeds(*names)
+    if not seeds:
+        return None
+    first, second = (results.errors(arm, seeds, labelled, test) for arm in names)
+    characters = results.characters(test)
+    draws = bootstrap(first - second, characters)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    share = min((draws <= 0).sum(), (draws >= 0).sum())
+    by_seed = 100 * (first - second).sum(axis=1) / characters.sum()
+    half = np.nan
+    if len(seeds) > 1:
+        half = student.ppf(0.975, len(seeds) - 1) * by_seed.std(ddof=1) / len(seeds) ** 0.5
+    return Difference(
+        names, len(seeds), by_seed.mean(), low, high, min(1, 2 * (share + 1) / (DRAWS + 1)),
+        by_seed.mean() - half, by_seed.mean() + half,
+    )
+
+
+# ------------------------------------------------------------------------------------
+# Tables
+# ------------------------------------------------------------------------------------
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; all but the first two columns to the right."""
+    lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def arm_rows(results: Results) -> list[str]:
+    """The arms that have a run, in the order of the design."""
+    keys = []
+    for arm in ARMS:
+        keys += [arm, f"{arm} {PAPER_RANDOM:.2f}"]
+    return [key for key in keys if results.runs.get(key)]
+
+
+def cer_table(results: Results) -> str:
+    """CER of each arm: mean over seeds, its interval, and the seeds' deviation."""
+    header = ["arm", "what", "seeds"]
+    columns = [(labelled, test) for labelled in LABELLED for test in TESTS]
+    header += [f"{LABELLED[labelled]}, {TESTS[test]}" for labelled, test in columns]
+    rows = []
+    for key in arm_rows(results):
+        seeds = results.seeds(key)
+        cells = [key, ARMS[key.split()[0]].what, str(len(seeds))]
+        for labelled, test in columns:
+            errors = results.errors(key, seeds, labelled, test)
+            low, high = np.percentile(
+                bootstrap(errors, results.characters(test)), [2.5, 97.5]
+            )
+            rates = results.rates(key, labelled, test)
+            spread = f" ±{rates.std(ddof=1):.2f}" if len(rates) > 1 else ""
+            cells.append(f"{rates.mean():.2f}{spread} [{low:.1f}, {high:.1f}]")
+        rows.append(cells)
+    return markdown(header, rows)
+
+
+def comparison_table(results: Results, labelled: str) -> str:
+    """The six comparisons on both tests, corrected within each."""
+    header = ["comparison", "test", "seeds", "CER points", "95 %", "p", "Holm", "t, by seed"]
+    rows = []
+    for test in TESTS:
+        found = [difference(results, names, labelled, test) for names in COMPARISONS]
+        there = [x for x in found if x is not None]
+        for x, corrected in zip(there, holm(x.p for x in there)):
+            rows.append([
+                " - ".join(x.names), TESTS[test], str(x.seeds), f"{x.mean:+.2f}",
+                f"[{x.low:+.2f}, {x.high:+.2f}]", f"{x.p:.3f}", f"{corrected:.3f}",
+                f"[{x.t_low:+.2f}, {x.t_high:+.2f}]" if x.seeds > 1 else "-",
+            ])
+    return markdown(header, rows)
+
+
+def last_of(results: Results, key: str, statistic: str) -> np.ndarray:
+    """A statistic of validation after the last epoch of pre-training, of each seed."""
+    runs = results.runs[key].values()
+    return np.array([run["curves"]["ssl"]["valid"][statistic][-1] for run in runs])
+
+
+def statistics_of(results: Results) -> list[str]:
+    """The statistics of masked prediction that the runs have: losses and accuracies."""
+    run = next(x for k, runs in results.runs.items() if k != "N" for x in runs.values())
+    names = run["curves"]["ssl"]["valid"]
+    return [x for x in names if x == "loss" or "_acc" in x or x.endswith("_m")]
+
+
+def prediction_table(results: Results) -> str:
+    """Masked prediction on held-out Dutch, by one validation masker."""
+    names = statistics_of(results)
+    rows = []
+    for key in arm_rows(results):
+        if key != "N":
+            cells = [key, ARMS[key.split()[0]].what]
+            for name in names:
+                values = last_of(results, key, name)
+                cells.append(f"{values.mean():.4f}")
+            rows.append(cells)
+    return markdown(["arm", "what", *names], rows)
+
+
+def sweep_table(results: Results) -> str:
+    """A and B by masked fraction, seed 0."""
+    rows = []
+    for key in sorted(results.runs):
+        arm, _, ratio = key.partition(" ")
+        if arm in "AB" and 0 in results.runs[key]:
+            cells = [f"{float(ratio or RATIO):.2f}", arm]
+            for labelled in LABELLED:
+                for test in TESTS:
+                    errors = results.errors(key, [0], labelled, test)
+                    cells.append(f"{100 * errors.sum() / results.characters(test).sum():.2f}")
+            rows.append(cells)
+    header = ["masked", "arm"]
+    header += [f"{LABELLED[x]}, {TESTS[y]}" for x in LABELLED for y in TESTS]
+    return markdown(header, sorted(rows))
+
+
+def cost_table(results: Results) -> tuple[str, list[str]]:
+    """CPU minutes of a run by step; and the runs that are missing."""
+    spent = defaultdict(list)
+    for key, runs in results.runs.items():
+        for run in runs.values():
+            for step, seconds in run["cpu_seconds"].items():
+                spent[step].append(seconds / 60)
+    rows = [
+        [step, f"{len(x)} runs", f"{np.median(x):.1f}", f"{sum(x) / 60:.1f}"]
+        for step, x in spent.items()
+    ]
+    table = markdown(["step", "of", "CPU minutes, median", "CPU hours, all"], rows)
+    missing = [
+        run.name for run in main_runs(results.objective)
+        if run.seed not in results.runs.get(arm_key(
+            run.arm, None if run.arm == "N" else run.ratio), {})
+    ]
+    return table, missing
+
+
+def tables(folder: Path) -> str:
+    """All tables, as they stand in README.md."""
+    setup = json.loads((folder / "setup.json").read_text(encoding="utf-8"))
+    results = Results.read(folder, setup["objective"])
+    costs, missing = cost_table(results)
+    parts = [
+        f"### CER by arm, {results.objective}",
+        "In percent: mean over seeds, ± their standard deviation, and the 95 % interval of "
+        "the mean.", cer_table(results),
+    ]
+    for labelled in LABELLED:
+        parts += [
+            f"### Comparisons, fine-tuned on {LABELLED[labelled]}",
+            comparison_table(results, labelled),
+        ]
+    parts += [
+        "### Masked prediction on held-out Dutch", prediction_table(results),
+        "### Masked fraction, seed 0", sweep_table(results),
+    ]
+    second = setup.get("second")
+    if second:
+        other = Results.read(folder, second)
+        if any(key != "N" for key in other.runs):
+            parts += [f"### CER by arm, {second}", cer_table(other)]
+            for labelled in LABELLED:
+                parts.append(comparison_table(other, labelled))
+    parts += [
+        "### The pool as the scorer sees it", pool_table(folder),
+        "### Strength of guidance", guidance_table(folder),
+        "### Cost", costs,
+        f"Runs of arms A to N that are missing: {', '.join(missing) or 'none'}.",
+    ]
+    return "\n".join(x if x.endswith("\n") else f"{x}\n" for x in parts if x)
+
+
+def pool_table(folder: Path) -> str:
+    """By kind of audio: hours, mean confidence, and the share in the gate's third."""
+    pool = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+    rows = [
+        [kind, x["third"], f"{x['minutes']:.1f}", f"{x['plain']:.3f}", f"{x['gated']:.3f}",
+         f"{100 * x['chosen']:.0f} %"]
+        for kind, x in pool.items()
+    ]
+    return markdown(
+        ["kind", "third", "minutes", "mean s_u, plain", "gated", "of it in I's third"], rows
+    )
+
+
+def guidance_table(folder: Path) -> str:
+    """What the report says of the arms that are guided or weighted."""
+    guidance = json.loads((folder / "guidance.json").read_text(encoding="utf-8"))
+    names = list(next(iter(guidance.values())))
+    rows = [
+        [arm, ARMS[arm].what, *(f"{values[x]:.3f}" for x in names)]
+        for arm, values in guidance.items()
+    ]
+    return markdown(["arm", "what", *names], rows)
+
+
+# ------------------------------------------------------------------------------------
+# Plots
+# ------------------------------------------------------------------------------------
+def plot(folder: Path, images: Path) -> None:
+    """CER by arm with intervals; by masked fraction; curves of masked prediction."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    images.mkdir(exist_ok=True)
+    setup = json.loads((folder / "setup.json").read_text(encoding="utf-8"))
+    results = Results.read(folder, setup["objective"])
+    keys = arm_rows(results)
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True)
+    for row, labelled in zip(axes, LABELLED):
+        for axis, test in zip(row, TESTS):
+            for i, key in enumerate(keys):
+                errors = results.errors(key, results.seeds(key), labelled, test)
+                draws = bootstrap(errors, results.characters(test))
+                low, high = np.percentile(draws, [2.5, 97.5])
+                rates = results.rates(key, labelled, test)
+                axis.plot([i, i], [low, high], color="0.7", linewidth=6, zorder=1)
+                axis.plot([i] * len(rates), rates, "k.", markersize=4)
+                axis.plot(i, rates.mean(), "C3_", markersize=14)
+            axis.set_title(f"fine-tuned on {LABELLED[labelled]}, {TESTS[test]} test")
+            axis.set_ylabel("CER %")
+            axis.set_xticks(range(len(keys)), keys, rotation=45)
+    figure.suptitle(f"{results.objective}: each dot a seed; bar: 95 % of the mean")
+    figure.tight_layout()
+    figure.savefig(images / "cer_by_arm.png", dpi=110)
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    for axis, labelled in zip(axes, LABELLED):
+        for arm in "AB":
+            for test, style in zip(TESTS, "-:"):
+                points = []
+                for key in results.runs:
+                    name, _, ratio = key.partition(" ")
+                    if name == arm and 0 in results.runs[key]:
+                        errors = results.errors(key, [0], labelled, test).sum()
+                        points.append((
+                            float(ratio or RATIO),
+                            100 * errors / results.characters(test).sum(),
+                        ))
+                x, y = zip(*sorted(points))
+                axis.plot(x, y, f"{'C0' if arm == 'A' else 'C1'}{style}o",
+                          label=f"{ARMS[arm].what}, {TESTS[test]}")
+        axis.set(xlabel="masked fraction", ylabel="CER %", title=LABELLED[labelled])
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(images / "masked_fraction.png", dpi=110)
+
+    names = statistics_of(results)
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.5), squeeze=False)
+    for axis, name in zip(axes[0], names):
+        for arm in "ABEHK":
+            runs = results.runs.get(arm, {}).values()
+            if runs:
+                mean = np.mean(
+                    [run["curves"]["ssl"]["valid"][name] for run in runs], axis=0
+                )
+                axis.plot(range(1, len(mean) + 1), mean, label=f"{arm}: {ARMS[arm].what}")
+        axis.set(xlabel="epoch of 200 steps", title=name)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(images / "masked_prediction.png", dpi=110)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--readme", type=Path, default=HERE / "README.md")
+    args = parser.parse_args(argv)
+    found = tables(args.results)
+    text = args.readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    args.readme.write_text(f"{before}{MARKS[0]}{found}{MARKS[1]}{after}", encoding="utf-8")
+    plot(args.results, args.readme.parent / "images")
+    print(found)
+
+
+if __name__ == "__main__":
+    main()

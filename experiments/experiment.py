@@ -1,0 +1,582 @@
+#!/usr/bin/env python3
+"""Prepare and run the experiment: scorer, scores, labels, and every run of every arm.
+
+What is done is skipped; whatever was stopped goes on from its last epoch. Two runs of one
+thread each go side by side. A run leaves `<results>/<run>.json`, with the errors of each
+test utterance.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import yaml
+from arms import ARMS, OBJECTIVES, PILOT_SEED, RATIO, Run, further_runs, main_runs, pilot_runs
+
+from espnet_atm.export import asr_parts, init_params
+
+HERE = Path(__file__).resolve().parent
+TUNING = HERE.parent / "egs2/atm_librilight/ssl1/conf/tuning"
+ASR_CONFIG = TUNING / "train_asr_conformer_mini.yaml"
+
+# The budget, the same for all arms. An "epoch" is a number of steps.
+SSL_STEPS, SSL_EPOCHS = 200, 10
+ASR_STEPS = 200
+ASR_EPOCHS = {"scorer": 30, "train30": 20, "train10": 10}
+# 32 ms windows every 20 ms: at 12 characters a second, frames of 40 ms leave 2 a character,
+# which CTC hardly learns from half an hour; and convolutions are over half of the cost.
+FRONT_END = {"n_fft": 512, "win_length": 512, "hop_length": 320, "n_mels": 80}
+SPAN = 20  # frames: 400 ms, as the paper's 10 of 40 ms
+# Peaks of the learning rate, which then falls to nothing, so that a run's end is no
+# moment of a walk. At the recipe's 0.002, CTC learned nothing in 2600 steps.
+SSL_RATES = {"hubert": 0.001, "best_rq": 0.001, "wav2vec2": 0.0005, "w2v_bert": 0.0005}
+ASR_RATE = 0.0005
+VALIDATION = {"mask_ratio": 0.40, "span": SPAN, "strategy": "random", "exact": True}
+TRACKS = ("plain", "gated")
+KINDS = {  # of audio in the pool, and the third that they are in
+    "dutch": "target",
+    "czech": "other speech",
+    "prompts": "other speech",
+    "music": "junk",
+    "noise": "junk",
+    "buried": "junk",
+    "reversed": "junk",
+    "silence": "junk",
+}
+PACKAGES = ("espnet", "torch", "numpy", "silero-vad", "jiwer")
+
+
+class Failed(RuntimeError):
+    """A command that ended badly; the message says where its words are."""
+
+
+class Work:
+    """The folder of data and models, and how commands are run in it.
+
+    Args:
+        root: holds ``data`` of make_data.py.
+        results: where finished runs leave theirs.
+    """
+
+    def __init__(self, root: Path, results: Path):
+        self.root, self.results = root, results
+        self.data = root / "data"
+        self.lists = root / "lists"
+
+    def result(self, run: Run) -> Path:
+        """Where a run leaves what it found, last of all."""
+        return self.results / f"{run.name}.json"
+
+    def command(self, log: Path, *words: Any) -> float:
+        """Run a Python module to its end; its CPU seconds.
+
+        Raises:
+            Failed: when it ends badly.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        given = [sys.executable, *map(str, words)]
+        with open(log, "a", encoding="utf-8") as out:
+            print("#", *given, file=out, flush=True)
+            process = subprocess.Popen(given, stdout=out, stderr=subprocess.STDOUT)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise Failed(f"exit code {process.returncode}, see {log}")
+        return usage.ru_utime + usage.ru_stime
+
+    def once(self, done: Path, *words: Any) -> None:
+        """Run a module unless a file says that it has been; that file is written last."""
+        if not done.is_file():
+            print(f"{time.strftime('%H:%M:%S')} {done.relative_to(self.root)}", flush=True)
+            self.command(done.with_suffix(".log"), *words)
+            done.touch()
+
+    def stream(self, split: str, *streams: tuple) -> list:
+        """``ssl_train``'s or ``asr_train``'s words for the streams of ``train`` or ``valid``."""
+        words = []
+        for stream in streams:
+            words += [
+                f"--{split}_data_path_and_name_and_type", ",".join(map(str, stream))
+            ]
+        return words
+
+
+def read_table(path: Path) -> dict[str, str]:
+    """A Kaldi table."""
+    rows = (line.rstrip("\n").partition(" ") for line in open(path, encoding="utf-8"))
+    return {key: value for key, _, value in rows}
+
+
+def write_table(path: Path, rows: dict[str, Any]) -> None:
+    """A Kaldi table, in the order of the keys; complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(f"{k} {v}\n" for k, v in sorted(rows.items())))
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_yaml(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+# ------------------------------------------------------------------------------------
+# Configs
+# ------------------------------------------------------------------------------------
+def schedule(peak: float, steps: int) -> dict[str, Any]:
+    """One cycle: up for a tenth of the steps, and down to nothing."""
+    return {
+        "optim_conf": {"lr": peak},
+        "scheduler": "onecyclelr",
+        "scheduler_conf": {"max_lr": peak, "total_steps": steps, "pct_start": 0.1},
+        "num_workers": 0,
+        "log_interval": 50,
+        "use_matplotlib": False,
+        "use_tensorboard": False,
+    }
+
+
+def ssl_config(run: Run) -> dict[str, Any]:
+    """The recipe's config of this objective, with the arm's ``ssl_conf`` and our budget."""
+    arm = ARMS[run.arm]
+    base = TUNING / f"train_{run.objective}_conformer_mini_random.yaml"
+    config = yaml.safe_load(base.read_text(encoding="utf-8"))
+    masking = {"mask_ratio": run.ratio, "span": SPAN, "exact": True}
+    if arm.strategy != "random":
+        masking["strategy"] = arm.strategy
+    config["ssl_conf"] = {
+        "masker": "random" if arm.strategy == "random" else "atm",
+        "masker_conf": masking,
+        "loss_scale": "utterance" if arm.weighted else "none",
+        "validation_masker": VALIDATION,
+    }
+    config.update(
+        frontend_conf=FRONT_END,
+        preencoder="linear",
+        collate_fn_conf={"pad": True},  # no utterance is cut
+        max_epoch=SSL_EPOCHS,
+        num_iters_per_epoch=SSL_STEPS,
+        seed=run.seed,
+        best_model_criterion=[["train", "loss", "min"]],  # the last epoch is taken
+        **schedule(SSL_RATES[run.objective], SSL_STEPS * SSL_EPOCHS),
+    )
+    if run.objective == "best_rq":
+        config["loss"][0]["conf"]["input_size"] = FRONT_END["n_mels"]
+    return config
+
+
+def asr_config(exported: Path | None, epochs: int, seed: int) -> dict[str, Any]:
+    """The recipe's ASR config; with the parts of an exported model, if one is given."""
+    config = yaml.safe_load(ASR_CONFIG.read_text(encoding="utf-8"))
+    size = config["encoder_conf"]["output_size"]
+    config["encoder_conf"]["input_layer"] = None
+    config.update(
+        frontend_conf=FRONT_END, preencoder="linear", preencoder_conf={"output_size": size}
+    )
+    if exported is not None:
+        config.update(asr_parts(yaml.safe_load((exported / "config.yaml").read_text())))
+    config.update(
+        max_epoch=epochs,
+        num_iters_per_epoch=ASR_STEPS,
+        seed=seed,
+        best_model_criterion=[["valid", "cer_ctc", "min"]],
+        **schedule(ASR_RATE, ASR_STEPS * epochs),
+    )
+    return config
+
+
+# ------------------------------------------------------------------------------------
+# What all runs share
+# ------------------------------------------------------------------------------------
+def write_lists(work: Work) -> None:
+    """Lengths in samples of every set, and the tokens."""
+    for name in ("train30", "train10", "dev", "pool"):
+        shape = work.lists / f"{name}_shape"
+        if not shape.is_file():
+            wavs = read_table(work.data / name / "wav.scp")
+            write_table(shape, {u: soundfile.info(p).frames for u, p in wavs.items()})
+    tokens = work.lists / "tokens.txt"
+    if not tokens.is_file():
+        text = read_table(work.data / "train30/text").values()
+        letters = sorted(set("".join(text)) - {" "})
+        lines = ["<blank>", "<unk>", "<space>", *letters, "<sos/eos>"]
+        tokens.write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
+
+
+def train_asr(
+    work: Work, folder: Path, train: str, seed: int, exported: Path | None = None
+) -> float:
+    """Train on a labelled set; CPU seconds. Leaves ``valid.cer_ctc.best.pth``.
+
+    Args:
+        folder: its name says for how long.
+    """
+    config = write_yaml(
+        folder.with_suffix(".yaml"), asr_config(exported, ASR_EPOCHS[folder.name], seed)
+    )
+    words = ["--config", config, "--output_dir", folder, "--ngpu", 0]
+    words += ["--token_type", "char", "--token_list", work.lists / "tokens.txt"]
+    for split, name in (("train", train), ("valid", "dev")):
+        words += work.stream(
+            split, (work.data / name / "wav.scp", "speech", "sound"),
+            (work.data / name / "text", "text", "text"),
+        )
+        words += [f"--{split}_shape_file", work.lists / f"{name}_shape"]
+    if exported is not None:
+        exported_config = yaml.safe_load((exported / "config.yaml").read_text())
+        weights = next(exported.glob("*.pth"))
+        words += ["--init_param", *init_params(exported_config, str(weights))]
+    return work.command(
+        folder.with_suffix(".log"), "-m", "espnet_atm", "-m", "espnet2.bin.asr_train",
+        *words,
+    )
+
+
+def select_pool(work: Work, part: str, seed: int) -> Path:
+    """The list of lengths of a part of the pool, which says what is trained on.
+
+    Thirds are of the hours of the whole pool.
+    """
+    if part == "all":
+        return work.lists / "pool_shape"
+    shape = work.lists / (f"pool_random{seed}_shape" if part == "random" else f"pool_{part}_shape")
+    if shape.is_file():
+        return shape
+    lengths = {u: int(n) for u, n in read_table(work.lists / "pool_shape").items()}
+    if part == "dutch":
+        category = read_table(work.data / "pool/utt2category")
+        chosen = [u for u in lengths if category[u] == "dutch"]
+    else:
+        if part == "gate":
+            score = {u: float(x) for u, x in read_table(
+                work.root / "scores/gated/pool/utt2confidence").items()}
+            order = sorted(lengths, key=lambda u: (-score[u], u))
+        else:
+            import numpy as np
+
+            utts = sorted(lengths)
+            order = [utts[i] for i in np.random.default_rng(seed).permutation(len(utts))]
+        chosen, total, third = [], 0, sum(lengths.values()) / 3
+        for utt in order:
+            if total < third:
+                chosen.append(utt)
+                total += lengths[utt]
+    write_table(shape, {u: lengths[u] for u in chosen})
+    return shape
+
+
+def score(work: Work) -> None:
+    """The scorer, and scores with and without the speech gate."""
+    scorer = work.root / "scorer"
+    done = work.root / "scorer.done"
+    if not done.is_file():
+        print(f"{time.strftime('%H:%M:%S')} scorer", flush=True)
+        train_asr(work, scorer, "train30", PILOT_SEED)
+        done.touch()
+    for track, options in zip(TRACKS, ([], ["--speech_gate"])):
+        for name in ("pool", "dev"):
+            folder = work.root / "scores" / track / name
+            work.once(
+                folder.with_suffix(".done"), "-m", "espnet_atm.bin.score",
+                "--asr_train_config", scorer / "config.yaml",
+                "--asr_model_file", scorer / "valid.cer_ctc.best.pth",
+                "--wav_scp", work.data / name / "wav.scp", "--output_dir", folder, *options,
+            )
+
+
+def describe(work: Work, objective: str, second: str | None) -> None:
+    """What the analysis needs besides the runs: of the utterances, the pool, guidance."""
+    levels = read_table(work.data / "test_clean/utt2level")
+    utterances = {}
+    for name in ("test_clean", "test_degraded"):
+        text = read_table(work.data / name / "text")
+        utterances[name] = {
+            "levels": [levels[utt.replace("-degraded-", "-", 1)] for utt in sorted(text)],
+            "characters": [len(text[utt]) for utt in sorted(text)],
+        }
+    write_json(work.results / "utterances.json", utterances)
+
+    kinds = read_table(work.data / "pool/utt2category")
+    samples = {u: int(n) for u, n in read_table(work.lists / "pool_shape").items()}
+    chosen = read_table(select_pool(work, "gate", PILOT_SEED))
+    scores = {
+        track: read_table(work.root / "scores" / track / "pool/utt2confidence")
+        for track in TRACKS
+    }
+    pool = {}
+    for kind in KINDS:
+        utts = [u for u in kinds if kinds[u] == kind]
+        total = sum(samples[u] for u in utts)
+        pool[kind] = {
+            "third": KINDS[kind],
+            "minutes": total / 16000 / 60,
+            "chosen": sum(samples[u] for u in utts if u in chosen) / total,
+            **{
+                track: sum(float(score[u]) for u in utts) / len(utts)
+                for track, score in scores.items()
+            },
+        }
+    write_json(work.results / "pool.json", pool)
+
+    guidance = {}
+    for track in TRACKS:
+        folder = work.root / "scores" / track / "pool"
+        work.once(
+            work.root / "reports" / f"{track}.done", "-m", "espnet_atm.bin.report",
+            "--confidence_dir", folder, "--wav_scp", work.data / "pool/wav.scp",
+            "--utt2category", work.data / "pool/utt2category",
+            "--output_dir", work.root / "reports" / track, "--max_utterances", len(kinds),
+            "--ssl_config", write_yaml(
+                work.root / "reports/ssl.yaml",
+                ssl_config(Run("best_rq", "B", RATIO, PILOT_SEED)),
+            ),
+        )
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        for name, arm in ARMS.items():
+            if arm.track == track and arm.pool == "all" and name != "N":
+                weights = summary["weights"] if arm.weighted else {}
+                guidance[name] = summary["guidance"][arm.strategy] | {
+                    "weights_spread": weights.get("spread", 0.0),
+                    "effective_share": weights.get("effective_share", 1.0),
+                }
+    write_json(work.results / "guidance.json", dict(sorted(guidance.items())))
+    cpu = next(
+        (x.split(":")[1].strip() for x in open("/proc/cpuinfo") if "model name" in x),
+        platform.processor(),
+    )
+    write_json(work.results / "setup.json", {
+        "objective": objective, "second": second, "processor": cpu,
+    })
+
+
+def label(work: Work) -> None:
+    """HuBERT's pseudo-labels."""
+    kmeans = work.root / "kmeans/km.mdl"
+    work.once(
+        work.root / "kmeans/learn.done", "-m", "espnet_atm.bin.learn_kmeans",
+        "--wav_scp", work.data / "pool/wav.scp", "--km_path", kmeans,
+        "--num_clusters", 64, "--portion", 1.0,
+    )
+    config = write_yaml(
+        work.root / "kmeans/ssl.yaml", ssl_config(Run("hubert", "A", 0.40, PILOT_SEED))
+    )
+    for name in ("pool", "dev"):
+        folder = work.root / "kmeans" / name
+        work.once(
+            folder.with_suffix(".done"), "-m", "espnet_atm.bin.label", "--km_path", kmeans,
+            "--ssl_config", config, "--wav_scp", work.data / name / "wav.scp",
+            "--output_dir", folder,
+        )
+
+
+# ------------------------------------------------------------------------------------
+# Runs
+# ------------------------------------------------------------------------------------
+def pretrain_words(work: Work, run: Run, folder: Path, config: Path) -> list:
+    """The words of ``ssl_train``."""
+    arm = ARMS[run.arm]
+    words = ["-m", "espnet_atm", "-m", "espnet2.bin.ssl_train", "--config", config]
+    words += ["--output_dir", folder, "--ngpu", 0]
+    for split, name in (("train", "pool"), ("valid", "dev")):
+        streams = [(work.data / name / "wav.scp", "speech", "sound")]
+        if arm.strategy != "random" or arm.weighted:
+            scores = work.root / "scores" / arm.track / name
+            streams.append((scores / "confidence.scp", "confidence", "kaldi_ark"))
+        if run.objective == "hubert":
+            streams.append(
+                (work.root / "kmeans" / name / "labels.scp", "text", "pseudo_labels")
+            )
+        words += work.stream(split, *streams)
+    words += ["--train_shape_file", select_pool(work, arm.pool, run.seed)]
+    words += ["--valid_shape_file", work.lists / "dev_shape"]
+    return words
+
+
+def curves(folder: Path) -> dict[str, dict[str, list]]:
+    """Each epoch's statistics of a training, from its checkpoint."""
+    import torch
+
+    state = torch.load(folder / "checkpoint.pth", "cpu", weights_only=False)
+    stats = state["reporter"]["stats"]
+    found: dict[str, dict[str, list]] = {}
+    for epoch in sorted(stats):
+        for split in ("train", "valid"):
+            for name, value in stats[epoch].get(split, {}).items():
+                if isinstance(value, float) and not name.endswith("_time"):
+                    found.setdefault(split, {}).setdefault(name, []).append(
+                        float(f"{value:.5g}")
+                    )
+    return found
+
+
+def carry_out(work: Work, run: Run, labelled: tuple[str, ...]) -> None:
+    """Pre-train, fine-tune on each labelled set, decode; leave the results."""
+    folder = work.root / "runs" / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "steps.json"  # what is done, and the CPU seconds that it took
+    steps = json.loads(file.read_text()) if file.is_file() else {}
+
+    def step(name: str, do: Any) -> None:
+        if name not in steps:
+            steps[name] = round(do(), 1)
+            write_json(file, steps)
+
+    exported = None
+    if run.arm != "N":
+        ssl = folder / "ssl"
+        config = write_yaml(folder / "ssl.yaml", ssl_config(run))
+        step("pretrain", lambda: work.command(
+            folder / "ssl.log", *pretrain_words(work, run, ssl, config)
+        ))
+        exported = folder / "export"
+        step("export", lambda: work.command(
+            folder / "export.log", "-m", "espnet_atm.bin.export_ssl",
+            "--ssl_train_config", ssl / "config.yaml",
+            "--ssl_model_file", ssl / "latest.pth", "--output_dir", exported,
+        ))
+    for name in labelled:
+        step(name, lambda: train_asr(work, folder / name, name, run.seed, exported))
+    decoded = folder / "decoded.json"
+    step("decode", lambda: work.command(
+        folder / "decode.log", HERE / "decode.py", "--data_dir", work.data,
+        "--output", decoded, *(folder / name for name in labelled),
+    ))
+    trained = [folder / name for name in (["ssl"] if exported else []) + list(labelled)]
+    write_json(work.result(run), {
+        "objective": run.objective if exported else None,
+        "arm": run.arm,
+        "ratio": run.ratio if exported else None,
+        "seed": run.seed,
+        "cpu_seconds": steps,
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "curves": {x.name: curves(x) for x in trained},
+        "errors": json.loads(decoded.read_text(encoding="utf-8")),
+    })
+    for path in folder.iterdir():  # logs and configs stay, weights of 40 MB go
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def carry_out_all(
+    work: Work, runs: list[Run], nj: int, labelled: tuple[str, ...] = ("train30", "train10")
+) -> None:
+    """All runs that are not done, ``nj`` at a time, and when they will be."""
+    left = [run for run in runs if not work.result(run).is_file()]
+    print(f"{len(runs)} runs, {len(runs) - len(left)} done already", flush=True)
+    took: list[float] = []
+    failed = []
+
+    def one(run: Run) -> None:
+        begin = time.time()
+        print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
+        try:
+            carry_out(work, run, labelled)
+        except Failed as error:
+            failed.append(f"{run.name}: {error}")
+            print(f"{time.strftime('%H:%M:%S')} {failed[-1]}", flush=True)
+            return
+        took.append(time.time() - begin)
+        remain = len(left) - len(took) - len(failed)
+        hours = remain * sum(took) / len(took) / nj / 3600
+        print(f"{time.strftime('%H:%M:%S')} {run.name}: done in {took[-1] / 60:.1f} min; "
+              f"{remain} to go, {hours:.1f} h", flush=True)
+
+    with ThreadPoolExecutor(nj) as pool:
+        list(pool.map(one, left))
+    if failed:
+        sys.exit("\n".join(["failed:", *failed]))
+
+
+def show_pilot(work: Work) -> None:
+    """CER on dev of each objective."""
+    for run in pilot_runs():
+        found = json.loads(work.result(run).read_text())
+        curve = found["curves"]["train30"]["valid"]["cer_ctc"]
+        print(f"{run.objective}: best CER on dev {100 * min(curve):.2f} %")
+
+
+def time_steps(work: Work) -> None:
+    """CPU seconds of 100 steps of pre-training, by objective, start-up included."""
+    for objective in OBJECTIVES:
+        run = Run(objective, "A", 0.40, PILOT_SEED)
+        folder = work.root / "timing" / objective
+        shutil.rmtree(folder, ignore_errors=True)
+        config = ssl_config(run) | {"max_epoch": 1, "num_iters_per_epoch": 100}
+        path = write_yaml(folder.with_suffix(".yaml"), config)
+        seconds = work.command(
+            folder.with_suffix(".log"), *pretrain_words(work, run, folder, path)
+        )
+        print(f"{objective}: 100 steps in {seconds:.1f} CPU seconds", flush=True)
+
+
+def runs_of(stage: str, objective: str, second: str) -> list[Run]:
+    """The runs of a stage: ``pilot``, ``main``, or ``further``, which has main's too."""
+    if stage == "pilot":
+        return pilot_runs()
+    runs = main_runs(objective)
+    return runs if stage == "main" else runs + further_runs(objective, second)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=["time", "pilot", "main", "further"])
+    parser.add_argument("--work", type=Path, default=HERE / "work")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--nj", type=int, default=2, help="runs at a time")
+    parser.add_argument("--objective", choices=OBJECTIVES, default=OBJECTIVES[0])
+    parser.add_argument("--second", choices=OBJECTIVES, default=OBJECTIVES[1])
+    parser.add_argument(
+        "--left", action="store_true", help="only say whether a run is not done: exit code 0"
+    )
+    args = parser.parse_args(argv)
+    work = Work(args.work.resolve(), args.results.resolve())
+    runs = [] if args.stage == "time" else runs_of(args.stage, args.objective, args.second)
+    if args.left:
+        left = sum(not work.result(run).is_file() for run in runs)
+        print(f"{len(runs)} runs, of which {len(runs) - left} are done")
+        sys.exit(0 if left else 1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    work.root.mkdir(parents=True, exist_ok=True)
+    with open(work.root / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"{work.root}: another experiment.py is at work here")
+        write_lists(work)
+        label(work)
+        if args.stage == "time":
+            time_steps(work)
+        elif args.stage == "pilot":
+            carry_out_all(work, runs, args.nj, ("train30",))
+            show_pilot(work)
+        else:
+            score(work)
+            describe(work, args.objective, args.second)
+            carry_out_all(work, runs, args.nj)
+
+
+if __name__ == "__main__":
+    main()

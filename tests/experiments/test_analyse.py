@@ -1,0 +1,108 @@
+"""The figures of the experiment: how they come from the stored results."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import analyse  # noqa: E402
+from arms import ARMS, COMPARISONS, RATIO  # noqa: E402
+
+LEVELS = ["a", "b", "a", "c"]
+CHARACTERS = [10, 20, 30, 40]
+
+
+def made(errors: dict) -> analyse.Results:
+    """Results of ``{arm: {seed: errors of each utterance}}``, the same in every test."""
+    sets = {x: {"levels": LEVELS, "characters": CHARACTERS} for x in analyse.TESTS}
+    results = analyse.Results("hubert", sets)
+    for arm, seeds in errors.items():
+        for seed, found in seeds.items():
+            results.runs[arm][seed] = {
+                "errors": {x: dict.fromkeys(analyse.TESTS, found) for x in analyse.LABELLED}
+            }
+    return results
+
+
+def test_a_rate_is_of_all_characters():
+    results = made({"A": {0: [1, 2, 3, 4], 1: [0, 0, 0, 10]}})
+    assert results.rates("A", "train30", "test_clean") == pytest.approx([10.0, 10.0])
+
+
+def test_errors_are_summed_by_level():
+    results = made({"A": {0: [1, 2, 3, 4]}})
+    found = results.errors("A", [0], "train30", "test_clean")
+    assert found.tolist() == [[4, 2, 4]]
+    assert results.characters("test_clean").tolist() == [40, 20, 40]
+
+
+def test_results_of_another_test_set_are_refused():
+    results = made({"A": {0: [1, 2, 3]}})
+    with pytest.raises(ValueError, match="3 values for 4 utterances"):
+        results.rates("A", "train30", "test_clean")
+
+
+def test_arms_are_compared_over_the_seeds_that_both_have():
+    results = made({
+        "A": {0: [1, 2, 3, 4], 1: [5, 5, 5, 5], 3: [9, 9, 9, 9]},
+        "B": {0: [0, 1, 2, 3], 1: [4, 4, 4, 4], 2: [0, 0, 0, 0]},
+    })
+    found = analyse.difference(results, ("B", "A"), "train30", "test_clean")
+    assert found.seeds == 2
+    assert found.mean == pytest.approx(-4.0)
+    assert found.high < 0 and found.p < 0.001
+    assert found.t_low == pytest.approx(-4.0)
+
+
+def test_no_common_seed_is_no_comparison():
+    results = made({"A": {0: [1, 2, 3, 4]}, "B": {1: [1, 2, 3, 4]}})
+    assert analyse.difference(results, ("B", "A"), "train30", "test_clean") is None
+
+
+def test_equal_arms_do_not_differ():
+    results = made({x: {0: [1, 2, 3, 4], 1: [2, 2, 2, 2]} for x in "AB"})
+    found = analyse.difference(results, ("B", "A"), "train30", "test_clean")
+    assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    """Levels and seeds are drawn from normal distributions whose difference is known."""
+    rng = np.random.default_rng(3)
+    held = 0
+    for _ in range(100):
+        of_seeds = rng.normal(0, 1, (20, 1)) + rng.normal(0, 1, (1, 30))
+        errors = 5 + of_seeds + rng.normal(0, 1, (20, 30))
+        draws = analyse.bootstrap(errors, np.full(30, 100.0))
+        low, high = np.percentile(draws, [2.5, 97.5])
+        held += low <= 5 <= high
+    assert 88 <= held <= 100
+
+
+def test_holm():
+    """Worked by hand: 3 x 0.01, 2 x 0.02, and 0.03, which may not fall behind."""
+    assert analyse.holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert analyse.holm([0.9, 0.8]) == pytest.approx([1, 1])
+
+
+def test_the_comparisons_are_of_arms():
+    assert {x for pair in COMPARISONS for x in pair} <= set(ARMS)
+    assert analyse.arm_key("A", RATIO) == "A"
+    assert analyse.arm_key("A", 0.49) == "A 0.49"
+
+
+def test_published_figures_are_of_the_stored_results():
+    folder = ROOT / "experiments/results"
+    if not (folder / "setup.json").is_file():
+        pytest.skip("no run is there yet")
+    text = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+    between = text.split(analyse.MARKS[0])[1].split(analyse.MARKS[1])[0]
+    assert between == analyse.tables(folder)
+
+
+def test_results_are_small():
+    for file in (ROOT / "experiments/results").glob("*.json"):
+        json.loads(file.read_text(encoding="utf-8"))
+        assert file.stat().st_size < 60_000, file.name

@@ -1,0 +1,101 @@
+"""What the arms of the experiment share, and what they differ in."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import experiment  # noqa: E402
+import make_data  # noqa: E402
+from arms import ARMS, OBJECTIVES, Run, further_runs, main_runs  # noqa: E402
+
+from espnet_atm.config import SSLConf  # noqa: E402
+
+
+def test_arms_differ_in_ssl_conf_alone():
+    configs = {a: experiment.ssl_config(Run("hubert", a, 0.4, 3)) for a in ARMS if a != "N"}
+    confs = {arm: config.pop("ssl_conf") for arm, config in configs.items()}
+    assert all(config == configs["A"] for config in configs.values())
+    assert confs["E"]["loss_scale"] == "utterance"
+    assert confs["C"]["masker_conf"]["strategy"] == "shuffled"
+    assert confs["B"] == confs["F"] and confs["A"] == confs["K"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("arm", set(ARMS) - {"N"})
+def test_ssl_conf_is_what_it_may_be(objective, arm):
+    config = experiment.ssl_config(Run(objective, arm, 0.3, 0))
+    found = SSLConf.parse(config["ssl_conf"])
+    assert found.mask_ratio == 0.3 and found.exact
+    assert found.validation_masker["mask_ratio"] == 0.40
+
+
+def test_each_run_has_a_name_of_its_own():
+    runs = main_runs("hubert") + further_runs("hubert", "best_rq")
+    assert len({run.name for run in runs}) == len(set(runs)) == len(runs)
+    assert len(main_runs("hubert")) == 5 * 13
+
+
+def table(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{k} {v}\n" for k, v in rows.items()))
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A pool of 30 utterances of 1 to 3 s, in three thirds; the gate likes the last ones."""
+    work = experiment.Work(tmp_path, tmp_path / "results")
+    utts = [f"u{i:02d}" for i in range(30)]
+    table(work.lists / "pool_shape", {u: 16000 * (1 + i % 3) for i, u in enumerate(utts)})
+    table(work.data / "pool/utt2category",
+          {u: ("dutch", "czech", "noise")[i // 10] for i, u in enumerate(utts)})
+    table(work.root / "scores/gated/pool/utt2confidence",
+          {u: i / 30 for i, u in enumerate(utts)})
+    return work
+
+
+def test_thirds_are_of_hours(work):
+    lengths = experiment.read_table(work.lists / "pool_shape")
+    third = sum(map(int, lengths.values())) / 3
+    for part in ("gate", "random", "dutch"):
+        chosen = experiment.read_table(experiment.select_pool(work, part, 1))
+        assert sum(map(int, chosen.values())) == pytest.approx(third, abs=3 * 16000)
+        assert chosen.items() <= lengths.items()
+    gate = experiment.read_table(experiment.select_pool(work, "gate", 1))
+    assert min(gate) > "u15"
+    dutch = experiment.read_table(experiment.select_pool(work, "dutch", 1))
+    assert max(dutch) == "u09"
+
+
+def test_a_random_third_is_of_the_seed(work):
+    first, again, other = (
+        experiment.select_pool(work, "random", seed).read_text() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_levels_are_dealt_out_whole_and_by_minutes():
+    rng = np.random.default_rng(0)
+    seconds = {f"level{i}": float(x) for i, x in enumerate(rng.uniform(20, 200, 80))}
+    parts = make_data.deal(seconds, {"train": 30.0, "test": 20.0})
+    assert parts == make_data.deal(seconds, {"train": 30.0, "test": 20.0})
+    assert set(parts) == set(seconds)
+    for part, minutes in (("train", 30), ("test", 20)):
+        total = sum(s for level, s in seconds.items() if parts[level] == part) / 60
+        assert total == pytest.approx(minutes, abs=1)
+
+
+def test_too_little_audio_is_told():
+    with pytest.raises(ValueError, match="czech: 0.5 minutes are there, 2.0 are wanted"):
+        make_data.take([10.0] * 3, lambda x: x, 2.0, "czech")
+
+
+@pytest.mark.parametrize("how", make_data.DEGRADED)
+def test_a_degraded_copy_is_as_long_and_another(how):
+    speech = np.sin(np.arange(16001) / 7) * 0.1
+    found = make_data.degrade(speech, how, "utt")
+    assert len(found) == len(speech)
+    assert np.abs(found - speech).max() > 0.01
+    assert np.array_equal(found, make_data.degrade(speech, how, "utt"))
