@@ -11,6 +11,9 @@ Adam's state included. Last, what masks, weights, loss and collation take of a s
 """
 
 import argparse
+import json
+import tempfile
+from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import numpy as np
@@ -46,6 +49,7 @@ from espnet_atm.huggingface import to_espnet
 from espnet_atm.model import _mask_stats
 from espnet_atm.weighting import frame_weights
 
+PARALLEL = ("ours, random", "ours, ATM+S")  # in several processes
 CLASSES = 500  # of HuBERT's labels
 ADAM = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
 # Ways to mask and weight, as in ssl_conf.
@@ -84,7 +88,7 @@ def make_ours(
     given = make_batch(frames, rows, seconds, device, classes)
     if not config.get("ssl_conf"):  # stock ESPnet takes no confidence
         given = {k: v for k, v in given.items() if not k.startswith("confidence")}
-    return Step(training, lambda: training.model(**given)[0], device)
+    return Step(training, lambda model=training.model: model(**given)[0], device)
 
 
 def frames_of(model: torch.nn.Module, config: Dict[str, Any], seconds: float) -> int:
@@ -483,6 +487,59 @@ def shares(rows: Rows, args: argparse.Namespace) -> None:
         )
 
 
+def one_of(
+    rank: int, size: int, batch: Tuple[int, float], device: str, rounds: int, folder: str
+) -> None:
+    """One of several processes that train together; the first leaves its times."""
+    torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=torch.distributed.FileStore(f"{folder}/store{size}", size),
+        rank=rank,
+        world_size=size,
+    )
+    calls = {}
+    for name in PARALLEL:
+        step = make_call("hubert mini", name, batch, device)
+        model = torch.nn.parallel.DistributedDataParallel(step.training.model)
+        calls[name] = step.with_model(model)
+    times = interleave(calls, rounds, device=device)
+    if rank == 0:
+        seconds = {name: found.wall for name, found in times.items()}
+        Path(folder, f"{size}.json").write_text(json.dumps(seconds))
+    torch.distributed.destroy_process_group()
+
+
+def side_by_side(rows: Rows, args: argparse.Namespace) -> None:
+    """Two processes of one training, with a GPU or a CPU thread each."""
+    batch = batch_of("hubert mini", args)
+    case = f"hubert mini, {batch[0]} x {batch[1]} s each, two processes"
+    there = torch.cuda.device_count() if args.device == "cuda" else 2
+    if there < 2:
+        rows.add(case, "ours", note="missing: there is one GPU")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for size in (1, 2):
+            given = (size, batch, args.device, args.rounds, folder)
+            torch.multiprocessing.spawn(one_of, given, nprocs=size)
+        alone, both = (json.loads(Path(folder, f"{n}.json").read_text()) for n in (1, 2))
+    alone, both = ({k: Times(wall=x) for k, x in found.items()} for found in (alone, both))
+    for name in PARALLEL:
+        rows.add(
+            *(case, name, both[name]),
+            ratio=both[name].median / alone[name].median,
+            of="its time over one process's",
+        )
+    rows.add(
+        *(case, "ours, ATM+S and ours, random"),
+        ratio=both["ours, ATM+S"] / both["ours, random"],
+        of="time of the first over the second",
+        goal="" if args.quick or args.device == "cpu" else "<= 1.01",
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = get_parser(__doc__, rounds=30)
@@ -497,6 +554,7 @@ def main() -> None:
         if not (args.quick and case.endswith("base")):
             compare(rows, case, args)
     shares(rows, args)
+    side_by_side(rows, args)
     none = "missing: no toolkit that was found trains it; SpeechBrain loads published ones"
     rows.add("w2v_bert", "other toolkits", note=none)
     rows.finish()

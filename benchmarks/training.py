@@ -1,6 +1,7 @@
 """What the benchmarks of training share: models from configs, batches and steps."""
 
 import contextlib
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, NamedTuple
@@ -94,7 +95,7 @@ class Step(NamedTuple):
     """Forward, backward, clip and update."""
 
     training: Training
-    loss: Callable[[], torch.Tensor]  # computes it, a scalar
+    loss: Callable[..., torch.Tensor]  # computes it, a scalar, by another model if given
     device: str
 
     def __call__(self) -> None:
@@ -102,6 +103,10 @@ class Step(NamedTuple):
             total = self.loss()
         total.backward()
         update(self.training.model.parameters(), self.training.optimizer)
+
+    def with_model(self, model: torch.nn.Module) -> "Step":
+        """The same step through a model around this one's, as of several processes."""
+        return self._replace(loss=functools.partial(self.loss, model))
 
     @property
     def parameters(self) -> int:
