@@ -115,8 +115,8 @@ def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> Tuple[float,
     They are ready, but not all at once: memory that lay idle is slow on some machines.
     """
     seconds, cpu = 0.0, 0.0
-    for start in range(0, len(dataset), scoring.WINDOW):
-        window = range(start, min(start + scoring.WINDOW, len(dataset)))
+    for begin in range(0, len(dataset), scoring.WINDOW):
+        window = range(begin, min(begin + scoring.WINDOW, len(dataset)))
         speech = {i: torch.from_numpy(dataset[i]) for i in window}
         lengths = {utt: len(x) for utt, x in speech.items()}
         batches = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 import numpy as np
-from arms import ARMS, COMPARISONS, PAPER_RANDOM, RATIO, SEEDS, Run, main_runs
+from arms import ARMS, COMPARISONS, PAPER_RANDOM, RATIO, SEEDS, main_runs
 from scipy.stats import t as student
 
 HERE = Path(__file__).resolve().parent
