@@ -125,7 +125,7 @@ def bare(scorer: Scorer, dataset: AudioDataset, batch_bins: int) -> Tuple[float,
                 [speech[utt] for utt in batch], batch_first=True
             )
             batches.append((padded, torch.tensor([lengths[utt] for utt in batch])))
-        if start == 0:
+        if begin == 0:
             scorer.log_probs(*batches[-1])  # what the first call costs more
         begin, cpu_begin = time.perf_counter(), time.process_time()
         for batch in batches:
