@@ -102,14 +102,13 @@ class Work:
             self.command(done.with_suffix(".log"), *words)
             done.touch()
 
-    def stream(self, split: str, *streams: tuple) -> list:
-        """``ssl_train``'s or ``asr_train``'s words for the streams of ``train`` or ``valid``."""
-        words = []
-        for stream in streams:
-            words += [
-                f"--{split}_data_path_and_name_and_type", ",".join(map(str, stream))
-            ]
-        return words
+
+def stream(split: str, *streams: tuple) -> list:
+    """The words of ``ssl_train`` or ``asr_train`` for the streams of ``train`` or ``valid``."""
+    words = []
+    for parts in streams:
+        words += [f"--{split}_data_path_and_name_and_type", ",".join(map(str, parts))]
+    return words
 
 
 def read_table(path: Path) -> dict[str, str]:
@@ -237,7 +236,7 @@ def train_asr(
     words = ["--config", config, "--output_dir", folder, "--ngpu", 0]
     words += ["--token_type", "char", "--token_list", work.lists / "tokens.txt"]
     for split, name in (("train", train), ("valid", "dev")):
-        words += work.stream(
+        words += stream(
             split, (work.data / name / "wav.scp", "speech", "sound"),
             (work.data / name / "text", "text", "text"),
         )
@@ -406,7 +405,7 @@ def pretrain_words(work: Work, run: Run, folder: Path, config: Path) -> list:
             streams.append(
                 (work.root / "kmeans" / name / "labels.scp", "text", "pseudo_labels")
             )
-        words += work.stream(split, *streams)
+        words += stream(split, *streams)
     words += ["--train_shape_file", select_pool(work, arm.pool, run.seed)]
     words += ["--valid_shape_file", work.lists / "dev_shape"]
     return words

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole experiment, from packages to tables and figures, setting everything up on first use:
-#   experiments/run.sh [--work DIR] [--results DIR] [--nj N] [--stage further]
+#   experiments/run.sh [--work DIR] [--results DIR] [--nj N] [--stage pilot|main|further]
 # What is done is skipped, so with the results that are in the repository only tables and figures are made; with
 # --results on an empty folder everything is run. It may be stopped at any moment; the same command goes on.
 set -euo pipefail
@@ -11,11 +11,15 @@ recipe=${root}/egs2/atm_librilight/ssl1
 work=${here}/work
 results=${here}/results
 nj=2
-stage=main  # or further: masked fractions, and a second objective
+stage=main  # or pilot: which objective; or further: masked fractions, and a second objective
 # Chosen on dev by the pilot, see README.md.
 objective=
 second=
 . "${recipe}/local/parse_options.sh"
+if [ "${stage}" != pilot ] && [ -z "${objective}" ]; then
+    echo "run.sh: no objective is chosen yet: run --stage pilot, and write objective= and second= into $0" >&2
+    exit 1
+fi
 work=$(realpath -m -- "${work}")
 results=$(realpath -m -- "${results}")
 
@@ -23,7 +27,8 @@ results=$(realpath -m -- "${results}")
 . "${root}/tools/activate_python.sh"
 export OMP_NUM_THREADS=1
 cd -- "${here}"
-options=(--results "${results}" --objective "${objective}" --second "${second}")
+options=(--results "${results}")
+[ "${stage}" = pilot ] || options+=(--objective "${objective}" --second "${second}")
 if python experiment.py "${stage}" "${options[@]}" --left; then
     games="fillets-ng-data fillets-ng-data-nl fillets-ng-data-cs"
     prompts=$(printf 'asterisk-core-sounds-%s-g722 ' en es fr it ru)
@@ -33,4 +38,4 @@ if python experiment.py "${stage}" "${options[@]}" --left; then
     nice -n 19 python make_data.py --packages "${work}/packages" --data_dir "${work}/data"
     nice -n 19 python experiment.py "${stage}" --work "${work}" --nj "${nj}" "${options[@]}"
 fi
-python analyse.py --results "${results}"
+[ "${stage}" = pilot ] || python analyse.py --results "${results}"
