@@ -6,7 +6,7 @@ Writes the tables between the marks of README.md, and the plots into images/.
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Sequence
@@ -251,23 +251,44 @@ def sweep_table(results: Results) -> str:
 
 
 def cost_table(results: Results) -> tuple[str, list[str]]:
-    """CPU minutes of a run by step; and the runs that are missing."""
+    """Minutes of a run by step; and the runs that are missing."""
     spent = defaultdict(list)
-    for key, runs in results.runs.items():
+    for runs in results.runs.values():
         for run in runs.values():
-            for step, seconds in run["cpu_seconds"].items():
-                spent[step].append(seconds / 60)
-    rows = [
-        [step, f"{len(x)} runs", f"{np.median(x):.1f}", f"{sum(x) / 60:.1f}"]
-        for step, x in spent.items()
-    ]
-    table = markdown(["step", "of", "CPU minutes, median", "CPU hours, all"], rows)
+            for step, cpu in run["cpu_seconds"].items():
+                spent[step].append((cpu, run["wall_seconds"][step]))
+            times = (sum(run[f"{x}_seconds"].values()) for x in ("cpu", "wall"))
+            spent["all"].append(tuple(times))
+    spent["all"] = spent.pop("all")  # last
+    rows = []
+    for step, seconds in spent.items():
+        cpu, wall = np.array(seconds).T / 60
+        rows.append([
+            step, f"{len(seconds)} runs", f"{np.median(cpu):.1f}", f"{np.median(wall):.1f}",
+            f"{cpu.sum() / 60:.1f}",
+        ])
+    table = markdown(
+        ["step", "of", "CPU minutes, median", "wall minutes, median", "CPU hours, all"], rows
+    )
     missing = [
         run.name for run in main_runs(results.objective)
         if run.seed not in results.runs.get(arm_key(
             run.arm, None if run.arm == "N" else run.ratio), {})
     ]
     return table, missing
+
+
+def made_with(results: Results) -> str:
+    """Versions, processors, and how many scorers and clusterings the runs are of."""
+    runs = [run for runs in results.runs.values() for run in runs.values()]
+    found = Counter(f"{k} {v}" for run in runs for k, v in run["versions"].items())
+    lines = ["Versions: " + ", ".join(sorted(found)) + "."]
+    found = Counter(run["processor"] for run in runs)
+    lines.append("Processors: " + ", ".join(f"{k} ({n} runs)" for k, n in found.items()) + ".")
+    found = Counter(json.dumps(run["inputs"], sort_keys=True) for run in runs)
+    lines.append(f"Scores and labels were made anew on each machine, {len(found)} times: "
+                 f"{', '.join(map(str, found.values()))} runs of each.")
+    return "\n".join(lines)
 
 
 def tables(folder: Path) -> str:
@@ -299,7 +320,7 @@ def tables(folder: Path) -> str:
     parts += [
         "### The pool as the scorer sees it", pool_table(folder),
         "### Strength of guidance", guidance_table(folder),
-        "### Cost", costs,
+        "### Cost", costs, made_with(results),
         f"Runs of arms A to N that are missing: {', '.join(missing) or 'none'}.",
     ]
     return "\n".join(x if x.endswith("\n") else f"{x}\n" for x in parts if x)

@@ -8,6 +8,7 @@ test utterance.
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import soundfile
 import yaml
@@ -109,6 +110,25 @@ def stream(split: str, *streams: tuple) -> list:
     for parts in streams:
         words += [f"--{split}_data_path_and_name_and_type", ",".join(map(str, parts))]
     return words
+
+
+def processor() -> str:
+    """The name of this machine's CPU."""
+    lines = open("/proc/cpuinfo") if os.path.exists("/proc/cpuinfo") else ()
+    names = (x.split(":")[1].strip() for x in lines if "model name" in x)
+    return next(names, platform.processor())
+
+
+def inputs(work: Work) -> dict[str, str]:
+    """MD5 of what all runs share, of what is there: another machine rounds otherwise."""
+    files = {
+        "labels": work.root / "kmeans/km.mdl",
+        **{x: work.root / "scores" / x / "pool/utt2confidence" for x in TRACKS},
+    }
+    return {
+        name: hashlib.md5(file.read_bytes()).hexdigest()
+        for name, file in files.items() if file.is_file()
+    }
 
 
 def read_table(path: Path) -> dict[str, str]:
@@ -359,13 +379,7 @@ def describe(work: Work, objective: str, second: str | None) -> None:
                     "effective_share": weights.get("effective_share", 1.0),
                 }
     write_json(work.results / "guidance.json", dict(sorted(guidance.items())))
-    cpu = next(
-        (x.split(":")[1].strip() for x in open("/proc/cpuinfo") if "model name" in x),
-        platform.processor(),
-    )
-    write_json(work.results / "setup.json", {
-        "objective": objective, "second": second, "processor": cpu,
-    })
+    write_json(work.results / "setup.json", {"objective": objective, "second": second})
 
 
 def label(work: Work) -> None:
@@ -432,12 +446,14 @@ def carry_out(work: Work, run: Run, labelled: tuple[str, ...]) -> None:
     """Pre-train, fine-tune on each labelled set, decode; leave the results."""
     folder = work.root / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "steps.json"  # what is done, and the CPU seconds that it took
-    steps = json.loads(file.read_text()) if file.is_file() else {}
+    file = folder / "steps.json"  # what is done, and how long it took
+    steps = json.loads(file.read_text()) if file.is_file() else {"cpu": {}, "wall": {}}
 
-    def step(name: str, do: Any) -> None:
-        if name not in steps:
-            steps[name] = round(do(), 1)
+    def step(name: str, do: Callable[[], float]) -> None:
+        if name not in steps["cpu"]:
+            begin = time.time()
+            steps["cpu"][name] = round(do(), 1)
+            steps["wall"][name] = round(time.time() - begin, 1)
             write_json(file, steps)
 
     exported = None
@@ -466,7 +482,10 @@ def carry_out(work: Work, run: Run, labelled: tuple[str, ...]) -> None:
         "arm": run.arm,
         "ratio": run.ratio if exported else None,
         "seed": run.seed,
-        "cpu_seconds": steps,
+        "cpu_seconds": steps["cpu"],
+        "wall_seconds": steps["wall"],  # after a stop: since then
+        "processor": processor(),
+        "inputs": inputs(work),
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "curves": {x.name: curves(x) for x in trained},
