@@ -34,6 +34,16 @@ class Arm:
     track: str = "plain"
     pool: str = "all"
 
+    @property
+    def reads_scores(self) -> bool:
+        """Whether masks or weights are of the scores."""
+        return self.strategy != "random" or self.weighted
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it cannot begin without them."""
+        return self.reads_scores or self.pool == "gate"
+
 
 ARMS = {
     "N": Arm("no pre-training"),

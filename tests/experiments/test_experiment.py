@@ -1,9 +1,11 @@
 """What the arms of the experiment share, and what they differ in."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -30,6 +32,49 @@ def test_ssl_conf_is_what_it_may_be(objective, arm):
     found = SSLConf.parse(config["ssl_conf"])
     assert found.mask_ratio == 0.3 and found.exact
     assert found.validation_masker["mask_ratio"] == 0.40
+
+
+def test_fine_tuning_is_the_same_with_and_without_pretraining(tmp_path):
+    """Dropout too, which pre-training goes without."""
+    config = experiment.ssl_config(Run("hubert", "A", 0.4, 0))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    found = experiment.asr_config(tmp_path, 5, 0)
+    alone = experiment.asr_config(None, 5, 0)
+    assert found["encoder_conf"]["dropout_rate"] == 0.1
+    for name in ("encoder_conf", "frontend_conf", "preencoder", "specaug_conf", "optim_conf"):
+        assert found[name] == alone[name], name
+
+
+def test_only_runs_that_need_scores_wait_for_them(work, monkeypatch):
+    begun = []
+
+    def carry_out(work, run, labelled):
+        begun.append((run.arm, scored.is_set()))
+        if run.arm == "A":
+            waited.set()
+
+    def make_scores():
+        assert waited.wait(60)
+        scored.set()
+
+    scored, waited = threading.Event(), threading.Event()
+    monkeypatch.setattr(experiment, "carry_out", carry_out)
+    runs = [Run("hubert", arm, 0.4, 0) for arm in "NAJBIGK"]
+    experiment.carry_out_all(work, runs, 2, make_scores=make_scores)
+    assert begun[:2] == [("N", False), ("A", False)]
+    assert sorted(arm for arm, _ in begun) == sorted("NAJBIGK")
+    assert all(done for arm, done in begun if arm in "BIG")
+
+
+def test_scores_that_fail_are_told_once_a_run(work, monkeypatch, capsys):
+    def make_scores():
+        raise experiment.Failed("exit code 1, see scorer.log")
+
+    monkeypatch.setattr(experiment, "carry_out", lambda *_: None)
+    runs = [Run("hubert", arm, 0.4, 0) for arm in "AB"]
+    with pytest.raises(SystemExit, match="hubert_B_0.40_seed0: exit code 1, see scorer.log"):
+        experiment.carry_out_all(work, runs, 2, make_scores=make_scores)
+    assert "hubert_A_0.40_seed0: done" in capsys.readouterr().out
 
 
 def test_each_run_has_a_name_of_its_own():
