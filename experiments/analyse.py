@@ -270,12 +270,14 @@ def cost_table(results: Results) -> tuple[str, list[str]]:
     table = markdown(
         ["step", "of", "CPU minutes, median", "wall minutes, median", "CPU hours, all"], rows
     )
-    missing = [
-        run.name for run in main_runs(results.objective)
-        if run.seed not in results.runs.get(arm_key(
-            run.arm, None if run.arm == "N" else run.ratio), {})
-    ]
-    return table, missing
+    missing = defaultdict(list)
+    for run in sorted(
+        main_runs(results.objective), key=lambda run: (run.arm, run.ratio, run.seed)
+    ):
+        key = arm_key(run.arm, None if run.arm == "N" else run.ratio)
+        if run.seed not in results.runs.get(key, {}):
+            missing[key].append(str(run.seed))
+    return table, [f"{key} (seeds {' '.join(seeds)})" for key, seeds in missing.items()]
 
 
 def made_with(results: Results) -> str:
@@ -285,9 +287,12 @@ def made_with(results: Results) -> str:
     lines = ["Versions: " + ", ".join(sorted(found)) + "."]
     found = Counter(run["processor"] for run in runs)
     lines.append("Processors: " + ", ".join(f"{k} ({n} runs)" for k, n in found.items()) + ".")
-    found = Counter(json.dumps(run["inputs"], sort_keys=True) for run in runs)
-    lines.append(f"Scores and labels were made anew on each machine, {len(found)} times: "
-                 f"{', '.join(map(str, found.values()))} runs of each.")
+    made = defaultdict(set)
+    for run in runs:
+        for name, checksum in run["inputs"].items():
+            made[name].add(checksum)
+    found = ", ".join(f"{name} {len(sums)}" for name, sums in sorted(made.items()))
+    lines.append(f"Made on each machine that runs were made on, different ones: {found}.")
     return "\n".join(lines)
 
 
@@ -426,6 +431,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     found = tables(args.results)
     text = args.readme.read_text(encoding="utf-8")
+    for mark in MARKS:
+        if mark not in text:
+            raise ValueError(f"{args.readme}: no line {mark.strip()!r}")
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     args.readme.write_text(f"{before}{MARKS[0]}{found}{MARKS[1]}{after}", encoding="utf-8")

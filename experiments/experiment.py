@@ -124,15 +124,16 @@ def processor() -> str:
     return next(names, platform.processor())
 
 
-def inputs(work: Work) -> dict[str, str]:
-    """MD5 of what all runs share, of what is there: another machine rounds otherwise."""
-    files = {
-        "labels": work.root / "kmeans/km.mdl",
-        **{x: work.root / "scores" / x / "pool/utt2confidence" for x in TRACKS},
-    }
+def inputs(work: Work, run: Run) -> dict[str, str]:
+    """MD5 of the labels and scores that a run is of: each machine rounds in its own way."""
+    arm, files = ARMS[run.arm], {}
+    if run.objective == "hubert" and run.arm != "N":
+        files["labels"] = work.root / "kmeans/pool/labels.bin"
+    if arm.needs_scores:
+        track = "gated" if arm.pool == "gate" else arm.track
+        files[f"{track} scores"] = work.root / "scores" / track / "pool/utt2confidence"
     return {
-        name: hashlib.md5(file.read_bytes()).hexdigest()
-        for name, file in files.items() if file.is_file()
+        name: hashlib.md5(file.read_bytes()).hexdigest() for name, file in files.items()
     }
 
 
@@ -493,7 +494,7 @@ def carry_out(work: Work, run: Run, labelled: tuple[str, ...]) -> None:
         "cpu_seconds": steps["cpu"],
         "wall_seconds": steps["wall"],  # after a stop: since then
         "processor": processor(),
-        "inputs": inputs(work),
+        "inputs": inputs(work, run),
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "curves": {x.name: curves(x) for x in trained},

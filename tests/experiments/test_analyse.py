@@ -9,7 +9,13 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import analyse  # noqa: E402
-from arms import ARMS, COMPARISONS, RATIO  # noqa: E402
+from arms import (  # noqa: E402
+    ARMS,
+    COMPARISONS,
+    RATIO,
+    further_runs,
+    main_runs,
+)
 
 LEVELS = ["a", "b", "a", "c"]
 CHARACTERS = [10, 20, 30, 40]
@@ -91,6 +97,72 @@ def test_the_comparisons_are_of_arms():
     assert {x for pair in COMPARISONS for x in pair} <= set(ARMS)
     assert analyse.arm_key("A", RATIO) == "A"
     assert analyse.arm_key("A", 0.49) == "A 0.49"
+
+
+def write_results(folder, runs):
+    """What `experiment.py` leaves, of errors that are drawn."""
+    rng = np.random.default_rng(1)
+    sets = {x: {"levels": LEVELS, "characters": CHARACTERS} for x in analyse.TESTS}
+    epochs = {x: rng.random(3).tolist() for x in ("loss", "hubert_acc_m_3", "mask_ratio")}
+    for run in runs:
+        trained = run.arm != "N"
+        found = {
+            "objective": run.objective if trained else None,
+            "arm": run.arm,
+            "ratio": run.ratio if trained else None,
+            "seed": run.seed,
+            "cpu_seconds": {"pretrain": 600.0, "train30": 300.0},
+            "wall_seconds": {"pretrain": 660.0, "train30": 330.0},
+            "processor": "a CPU",
+            "inputs": {"plain scores": f"of seed {run.seed}"},
+            "versions": {"torch": "2"},
+            "curves": {"ssl": {"train": epochs, "valid": epochs}} if trained else {},
+            "errors": {
+                x: {y: rng.integers(0, 9, 4).tolist() for y in analyse.TESTS}
+                for x in analyse.LABELLED
+            },
+        }
+        (folder / f"{run.name}.json").write_text(json.dumps(found))
+    shared = {
+        "utterances": sets,
+        "setup": {"objective": "hubert", "second": "best_rq"},
+        "pool": {"dutch": {
+            "third": "target", "minutes": 35.0, "plain": 0.5, "gated": 0.4, "chosen": 0.9,
+        }},
+        "guidance": {"B": {"gap": 0.1, "weights_spread": 0.0}},
+    }
+    for name, content in shared.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_tables_and_plots_of_all_runs_and_of_some(tmp_path):
+    runs = main_runs("hubert") + further_runs("hubert", "best_rq")
+    readme = tmp_path / "README.md"
+    for chosen, missing in ((runs[:20], "A (seeds 2 3 4), A 0.49 (seeds 2 3 4), B"), (runs, "none")):
+        (tmp_path / "results").mkdir(exist_ok=True)
+        write_results(tmp_path / "results", chosen)
+        readme.write_text("above\n" + "".join(analyse.MARKS) + "below\n")
+        for _ in range(2):  # the second time there are tables to replace
+            analyse.main(["--results", str(tmp_path / "results"), "--readme", str(readme)])
+        text = readme.read_text()
+        assert text.startswith("above\n") and text.endswith("below\n")
+        assert "| A 0.49 | random masks |" in text
+        assert f"that are missing: {missing}" in text
+        assert f"a CPU ({len(chosen) - 12 * (chosen is runs)} runs)" in text
+        assert f"different ones: plain scores {2 if len(chosen) == 20 else 5}." in text
+    assert "### CER by arm, best_rq" in text
+    rows = [x for x in text.splitlines() if x.startswith("| 0.")]
+    assert len(rows) == 11  # A at 0.49 besides A and B at five fractions
+    images = {x.name for x in (tmp_path / "images").iterdir()}
+    assert images == {"cer_by_arm.png", "masked_fraction.png", "masked_prediction.png"}
+
+
+def test_a_page_without_marks_is_refused(tmp_path):
+    write_results(tmp_path, main_runs("hubert")[:2])
+    (tmp_path / "README.md").write_text("no marks\n")
+    with pytest.raises(ValueError, match="README.md: no line"):
+        analyse.main(["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")])
+    assert (tmp_path / "README.md").read_text() == "no marks\n"
 
 
 def test_published_figures_are_of_the_stored_results():
