@@ -359,7 +359,7 @@ def guidance_table(folder: Path) -> str:
 # Plots
 # ------------------------------------------------------------------------------------
 def plot(folder: Path, images: Path) -> None:
-    """CER by arm with intervals; by masked fraction; curves of masked prediction."""
+    """CER by arm, differences, CER by masked fraction, curves of masked prediction."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -386,6 +386,26 @@ def plot(folder: Path, images: Path) -> None:
     figure.suptitle(f"{results.objective}: each dot a seed; bar: 95 % of the mean")
     figure.tight_layout()
     figure.savefig(images / "cer_by_arm.png", dpi=110)
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
+    for axis, labelled in zip(axes, LABELLED):
+        for shift, (test, colour) in zip((-0.15, 0.15), zip(TESTS, ("C0", "C3"))):
+            for i, names in enumerate(COMPARISONS):
+                found = difference(results, names, labelled, test)
+                if found is not None:
+                    axis.plot([found.low, found.high], [i + shift] * 2, colour)
+                    label = f"{TESTS[test]} test" if i == 0 else None
+                    axis.plot(found.mean, i + shift, f"{colour}o", label=label)
+        axis.axvline(0, color="0.7", linewidth=1, zorder=0)
+        axis.set_title(f"fine-tuned on {LABELLED[labelled]}")
+        axis.set_xlabel("difference in CER, points: left of 0 the first is better")
+    named = [f"{' - '.join(names)}: {what}" for names, what in COMPARISONS.items()]
+    axes[0].set_yticks(range(len(named)), named)
+    axes[0].invert_yaxis()
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{results.objective}: pre-registered comparisons, 95 % intervals")
+    figure.tight_layout()
+    figure.savefig(images / "comparisons.png", dpi=110)
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
     for axis, labelled in zip(axes, LABELLED):

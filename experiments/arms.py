@@ -59,8 +59,15 @@ ARMS = {
     "J": Arm("random masks, a random third", pool="random"),
     "K": Arm("random masks, the Dutch third (oracle)", pool="dutch"),
 }
-# The pre-registered comparisons: first less second.
-COMPARISONS = (("B", "A"), ("B", "C"), ("E", "A"), ("H", "A"), ("H", "E"), ("I", "J"))
+# The pre-registered comparisons, first less second, and of what they show the effect.
+COMPARISONS = {
+    ("B", "A"): "masks",
+    ("B", "C"): "masks, beside shuffled ones",
+    ("E", "A"): "ATM+S",
+    ("H", "A"): "ATM+S, gated",
+    ("H", "E"): "the gate",
+    ("I", "J"): "selection by the gate",
+}
 
 
 @dataclass(frozen=True)

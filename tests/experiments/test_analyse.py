@@ -154,7 +154,8 @@ def test_tables_and_plots_of_all_runs_and_of_some(tmp_path):
     rows = [x for x in text.splitlines() if x.startswith("| 0.")]
     assert len(rows) == 11  # A at 0.49 besides A and B at five fractions
     images = {x.name for x in (tmp_path / "images").iterdir()}
-    assert images == {"cer_by_arm.png", "masked_fraction.png", "masked_prediction.png"}
+    names = ("cer_by_arm", "comparisons", "masked_fraction", "masked_prediction")
+    assert images == {f"{name}.png" for name in names}
 
 
 def test_a_page_without_marks_is_refused(tmp_path):
