@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Greedy CTC decoding of dev and both tests: the character errors of each utterance.
+"""Greedy CTC decoding of dev, and of other sets that are named: the character errors of each utterance.
 
 Writes JSON: for each model's folder name and set, the errors, in the order of the
 utterances' ids.
@@ -21,7 +21,6 @@ sys.path.insert(
 )
 from results import jiwer_counts, read_text  # noqa: E402
 
-SETS = ("dev", "test_clean", "test_degraded")
 BATCH = 8  # utterances of like length
 
 
@@ -52,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=["dev"], help="in data_dir")
     parser.add_argument("models", type=Path, nargs="+", help="folders of asr_train")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,7 +61,7 @@ def main() -> None:
             folder / "config.yaml", folder / "valid.cer_ctc.best.pth", "cpu"
         )
         model.eval()
-        for name in SETS:
+        for name in args.sets:
             wavs = read_text(args.data_dir / name / "wav.scp")
             text = read_text(args.data_dir / name / "text")
             utts = sorted(wavs)

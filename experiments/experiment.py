@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import soundfile
 import yaml
@@ -38,8 +38,8 @@ ASR_EPOCHS = {"scorer": 30, "train30": 15, "train10": 8}
 # 32 ms windows every 20 ms: at 12 characters a second, frames of 40 ms leave 2 a character,
 # which CTC hardly learns from half an hour; and convolutions are over half of the cost.
 FRONT_END = {"n_fft": 512, "win_length": 512, "hop_length": 320, "n_mels": 80}
-# Of pre-training, which goes through the pool 6 times: drawing its zeros is a quarter of a
-# step on a CPU. Fine-tuning, 17 times through `train30`, has the recipe's.
+# Drawing its zeros is a quarter to a third of a step on a CPU, and in so few steps it helped
+# nothing, see README.md.
 NO_DROPOUT = dict.fromkeys(
     ("dropout_rate", "positional_dropout_rate", "attention_dropout_rate"), 0.0
 )
@@ -220,9 +220,8 @@ def asr_config(exported: Path | None, epochs: int, seed: int) -> dict[str, Any]:
         frontend_conf=FRONT_END, preencoder="linear", preencoder_conf={"output_size": size}
     )
     if exported is not None:
-        dropout = {name: config["encoder_conf"][name] for name in NO_DROPOUT}
         config.update(asr_parts(yaml.safe_load((exported / "config.yaml").read_text())))
-        config["encoder_conf"].update(dropout)
+    config["encoder_conf"].update(NO_DROPOUT)
     config.update(
         max_epoch=epochs,
         num_iters_per_epoch=ASR_STEPS,
@@ -414,6 +413,17 @@ def label(work: Work) -> None:
 # ------------------------------------------------------------------------------------
 # Runs
 # ------------------------------------------------------------------------------------
+class Plan(NamedTuple):
+    """What follows a pre-training: the sets to fine-tune on, each from it, and to decode."""
+
+    labelled: tuple[str, ...]
+    decoded: tuple[str, ...]
+
+
+PILOT = Plan(("train30",), ("dev",))  # the tests are for what is decided
+WHOLE = Plan(("train30", "train10"), ("dev", "test_clean", "test_degraded"))
+
+
 def pretrain_words(work: Work, run: Run, folder: Path, config: Path) -> list:
     """The words of ``ssl_train``."""
     arm = ARMS[run.arm]
@@ -451,7 +461,7 @@ def curves(folder: Path) -> dict[str, dict[str, list]]:
     return found
 
 
-def carry_out(work: Work, run: Run, labelled: tuple[str, ...]) -> None:
+def carry_out(work: Work, run: Run, plan: Plan) -> None:
     """Pre-train, fine-tune on each labelled set, decode; leave the results."""
     folder = work.root / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -478,14 +488,15 @@ def carry_out(work: Work, run: Run, labelled: tuple[str, ...]) -> None:
             "--ssl_train_config", ssl / "config.yaml",
             "--ssl_model_file", ssl / "latest.pth", "--output_dir", exported,
         ))
-    for name in labelled:
+    for name in plan.labelled:
         step(name, lambda: train_asr(work, folder / name, name, run.seed, exported))
     decoded = folder / "decoded.json"
     step("decode", lambda: work.command(
         folder / "decode.log", HERE / "decode.py", "--data_dir", work.data,
-        "--output", decoded, *(folder / name for name in labelled),
+        "--output", decoded, *(folder / name for name in plan.labelled),
+        "--sets", *plan.decoded,
     ))
-    trained = [folder / name for name in (["ssl"] if exported else []) + list(labelled)]
+    trained = [folder / name for name in (*(["ssl"] if exported else []), *plan.labelled)]
     write_json(work.result(run), {
         "objective": run.objective if exported else None,
         "arm": run.arm,
@@ -509,7 +520,7 @@ def carry_out_all(
     work: Work,
     runs: list[Run],
     nj: int,
-    labelled: tuple[str, ...] = ("train30", "train10"),
+    plan: Plan,
     make_scores: Callable[[], None] = lambda: None,
 ) -> None:
     """All runs that are not done, ``nj`` at a time, and when they will be.
@@ -528,7 +539,7 @@ def carry_out_all(
                 scores.result()
             begin = time.time()
             print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
-            carry_out(work, run, labelled)
+            carry_out(work, run, plan)
         except Failed as error:
             failed.append(f"{run.name}: {error}")
             print(f"{time.strftime('%H:%M:%S')} {failed[-1]}", flush=True)
@@ -609,14 +620,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.stage == "time":
             time_steps(work)
         elif args.stage == "pilot":
-            carry_out_all(work, runs, args.nj, ("train30",))
+            carry_out_all(work, runs, args.nj, PILOT)
             show_pilot(work)
         else:
             def make_scores() -> None:
                 score(work)
                 describe(work, args.objective, args.second)
 
-            carry_out_all(work, runs, args.nj, make_scores=make_scores)
+            carry_out_all(work, runs, args.nj, WHOLE, make_scores)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,11 @@ def test_ssl_conf_is_what_it_may_be(objective, arm):
 
 
 def test_fine_tuning_is_the_same_with_and_without_pretraining(tmp_path):
-    """Dropout too, which pre-training goes without."""
     config = experiment.ssl_config(Run("hubert", "A", 0.4, 0))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     found = experiment.asr_config(tmp_path, 5, 0)
     alone = experiment.asr_config(None, 5, 0)
-    assert found["encoder_conf"]["dropout_rate"] == 0.1
+    assert found["encoder_conf"]["dropout_rate"] == 0
     for name in ("encoder_conf", "frontend_conf", "preencoder", "specaug_conf", "optim_conf"):
         assert found[name] == alone[name], name
 
@@ -48,7 +47,7 @@ def test_fine_tuning_is_the_same_with_and_without_pretraining(tmp_path):
 def test_only_runs_that_need_scores_wait_for_them(work, monkeypatch):
     begun = []
 
-    def carry_out(work, run, labelled):
+    def carry_out(work, run, plan):
         begun.append((run.arm, scored.is_set()))
         if run.arm == "A":
             waited.set()
@@ -60,7 +59,7 @@ def test_only_runs_that_need_scores_wait_for_them(work, monkeypatch):
     scored, waited = threading.Event(), threading.Event()
     monkeypatch.setattr(experiment, "carry_out", carry_out)
     runs = [Run("hubert", arm, 0.4, 0) for arm in "NAJBIGK"]
-    experiment.carry_out_all(work, runs, 2, make_scores=make_scores)
+    experiment.carry_out_all(work, runs, 2, experiment.WHOLE, make_scores)
     assert begun[:2] == [("N", False), ("A", False)]
     assert sorted(arm for arm, _ in begun) == sorted("NAJBIGK")
     assert all(done for arm, done in begun if arm in "BIG")
@@ -73,7 +72,7 @@ def test_scores_that_fail_are_told_once_a_run(work, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "carry_out", lambda *_: None)
     runs = [Run("hubert", arm, 0.4, 0) for arm in "AB"]
     with pytest.raises(SystemExit, match="hubert_B_0.40_seed0: exit code 1, see scorer.log"):
-        experiment.carry_out_all(work, runs, 2, make_scores=make_scores)
+        experiment.carry_out_all(work, runs, 2, experiment.WHOLE, make_scores)
     assert "hubert_A_0.40_seed0: done" in capsys.readouterr().out
 
 
@@ -112,6 +111,11 @@ def test_thirds_are_of_hours(work):
     assert min(gate) > "u15"
     dutch = experiment.read_table(experiment.select_pool(work, "dutch", 1))
     assert max(dutch) == "u09"
+
+
+def test_the_pilot_is_decided_on_dev():
+    assert experiment.PILOT.decoded == ("dev",)
+    assert set(experiment.PILOT.labelled) < set(experiment.WHOLE.labelled)
 
 
 def test_a_random_third_is_of_the_seed(work):
