@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Every table and plot of the experiment, from the stored results, in seconds.
 
-Writes the tables between the marks of README.md, and the plots into images/.
+Writes the tables between the marks of README.md, and the plots into images/; of results that
+are not the repository's own, into their folder.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from arms import ARMS, COMPARISONS, PAPER_RANDOM, RATIO, SEEDS, main_runs
 from scipy.stats import t as student
 
 HERE = Path(__file__).resolve().parent
+OWN = HERE / "results"
 MARKS = ("<!-- tables: experiments/analyse.py -->\n", "<!-- end of tables -->\n")
 LABELLED = {"train30": "30 min", "train10": "10 min"}
 TESTS = {"test_clean": "clean", "test_degraded": "degraded"}
@@ -445,20 +447,33 @@ def plot(folder: Path, images: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--readme", type=Path, default=HERE / "README.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=OWN, help="of experiment.py")
     args = parser.parse_args(argv)
     found = tables(args.results)
-    text = args.readme.read_text(encoding="utf-8")
+    print(found)
+    page = args.results / "README.md"
+    if args.results.resolve() == OWN:
+        page = HERE / "README.md"
+    write_tables(page, found)
+    plot(args.results, page.parent / "images")
+
+
+def write_tables(page: Path, found: str) -> None:
+    """Put tables between the marks of a page, which is made if it is not there.
+
+    Raises:
+        ValueError: when the page has no marks.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else "".join(MARKS)
     for mark in MARKS:
         if mark not in text:
-            raise ValueError(f"{args.readme}: no line {mark.strip()!r}")
+            raise ValueError(f"{page}: no line {mark.strip()!r}")
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    args.readme.write_text(f"{before}{MARKS[0]}{found}{MARKS[1]}{after}", encoding="utf-8")
-    plot(args.results, args.readme.parent / "images")
-    print(found)
+    page.write_text(f"{before}{MARKS[0]}{found}{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -138,12 +138,10 @@ def write_results(folder, runs):
 def test_tables_and_plots_of_all_runs_and_of_some(tmp_path):
     runs = main_runs("hubert") + further_runs("hubert", "best_rq")
     readme = tmp_path / "README.md"
+    readme.write_text("above\n" + "".join(analyse.MARKS) + "below\n")
     for chosen, missing in ((runs[:20], "A (seeds 2 3 4), A 0.49 (seeds 2 3 4), B"), (runs, "none")):
-        (tmp_path / "results").mkdir(exist_ok=True)
-        write_results(tmp_path / "results", chosen)
-        readme.write_text("above\n" + "".join(analyse.MARKS) + "below\n")
-        for _ in range(2):  # the second time there are tables to replace
-            analyse.main(["--results", str(tmp_path / "results"), "--readme", str(readme)])
+        write_results(tmp_path, chosen)
+        analyse.main(["--results", str(tmp_path)])
         text = readme.read_text()
         assert text.startswith("above\n") and text.endswith("below\n")
         assert "| A 0.49 | random masks |" in text
@@ -159,11 +157,18 @@ def test_tables_and_plots_of_all_runs_and_of_some(tmp_path):
 
 
 def test_a_page_without_marks_is_refused(tmp_path):
-    write_results(tmp_path, main_runs("hubert")[:2])
-    (tmp_path / "README.md").write_text("no marks\n")
-    with pytest.raises(ValueError, match="README.md: no line"):
-        analyse.main(["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")])
-    assert (tmp_path / "README.md").read_text() == "no marks\n"
+    page = tmp_path / "README.md"
+    page.write_text("no marks\n")
+    with pytest.raises(ValueError, match="README.md: no line '<!-- tables"):
+        analyse.write_tables(page, "tables")
+    assert page.read_text() == "no marks\n"
+
+
+def test_a_page_is_made_where_there_is_none(tmp_path):
+    for tables in ("first\n", "second\n"):
+        analyse.write_tables(tmp_path / "README.md", tables)
+    found = (tmp_path / "README.md").read_text()
+    assert found == f"{analyse.MARKS[0]}second\n{analyse.MARKS[1]}"
 
 
 def test_published_figures_are_of_the_stored_results():
