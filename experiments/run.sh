@@ -13,13 +13,9 @@ results=${here}/results
 nj=2
 stage=main  # or pilot: which objective; or further: masked fractions, and a second objective
 # Chosen on dev by the pilot, see README.md.
-objective=
-second=
+objective=hubert
+second=best_rq
 . "${recipe}/local/parse_options.sh"
-if [ "${stage}" != pilot ] && [ -z "${objective}" ]; then
-    echo "run.sh: no objective is chosen yet: run --stage pilot, and write objective= and second= into $0" >&2
-    exit 1
-fi
 work=$(realpath -m -- "${work}")
 results=$(realpath -m -- "${results}")
 
