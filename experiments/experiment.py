@@ -217,7 +217,9 @@ def asr_config(exported: Path | None, epochs: int, seed: int) -> dict[str, Any]:
     size = config["encoder_conf"]["output_size"]
     config["encoder_conf"]["input_layer"] = None
     config.update(
-        frontend_conf=FRONT_END, preencoder="linear", preencoder_conf={"output_size": size}
+        frontend_conf=FRONT_END,
+        preencoder="linear",
+        preencoder_conf={"input_size": FRONT_END["n_mels"], "output_size": size},
     )
     if exported is not None:
         config.update(asr_parts(yaml.safe_load((exported / "config.yaml").read_text())))

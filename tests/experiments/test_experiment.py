@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from espnet2.tasks.asr import ASRTask
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import experiment  # noqa: E402
@@ -42,6 +43,19 @@ def test_fine_tuning_is_the_same_with_and_without_pretraining(tmp_path):
     assert found["encoder_conf"]["dropout_rate"] == 0
     for name in ("encoder_conf", "frontend_conf", "preencoder", "specaug_conf", "optim_conf"):
         assert found[name] == alone[name], name
+
+
+def test_a_model_that_is_not_pretrained_can_be_built(tmp_path):
+    """The scorer, and arm N; as large as one that is fine-tuned."""
+    config = experiment.write_yaml(tmp_path / "a.yaml", experiment.asr_config(None, 1, 0))
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("<blank>\n<unk>\n<space>\na\n<sos/eos>\n")
+    args = ASRTask.get_parser().parse_args(
+        ["--config", str(config), "--output_dir", str(tmp_path), "--token_type", "char",
+         "--token_list", str(tokens)]
+    )
+    model = ASRTask.build_model(args)
+    assert 0.8e6 < sum(x.numel() for x in model.parameters()) < 1.1e6
 
 
 def test_only_runs_that_need_scores_wait_for_them(work, monkeypatch):
