@@ -84,6 +84,10 @@ class Work:
         """Where a run leaves what it found, last of all."""
         return self.results / f"{run.name}.json"
 
+    def wall_seconds(self, run: Run) -> float:
+        """How long a run took that is done."""
+        return sum(json.loads(self.result(run).read_text())["wall_seconds"].values())
+
     def command(self, log: Path, *words: Any) -> float:
         """Run a Python module to its end; its CPU seconds.
 
@@ -531,26 +535,31 @@ def carry_out_all(
         make_scores: done first, beside the runs that need no scores.
     """
     left = [run for run in runs if not work.result(run).is_file()]
-    print(f"{len(runs)} runs, {len(runs) - len(left)} done already", flush=True)
+    earlier = [work.wall_seconds(run) for run in runs if run not in left]
     took: list[float] = []
     failed = []
+
+    def forecast() -> str:
+        remain = len(left) - len(took) - len(failed)
+        known = took or earlier  # of this machine, if possible
+        hours = f"{remain * sum(known) / len(known) / nj / 3600:.1f} h" if known else "? h"
+        return f"{remain} to go, {hours}"
+
+    print(f"{len(runs)} runs, {len(earlier)} done already; {forecast()}", flush=True)
 
     def one(run: Run) -> None:
         try:
             if ARMS[run.arm].needs_scores:
                 scores.result()
-            begin = time.time()
             print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
             carry_out(work, run, plan)
         except Failed as error:
             failed.append(f"{run.name}: {error}")
             print(f"{time.strftime('%H:%M:%S')} {failed[-1]}", flush=True)
             return
-        took.append(time.time() - begin)
-        remain = len(left) - len(took) - len(failed)
-        hours = remain * sum(took) / len(took) / nj / 3600
+        took.append(work.wall_seconds(run))
         print(f"{time.strftime('%H:%M:%S')} {run.name}: done in {took[-1] / 60:.1f} min; "
-              f"{remain} to go, {hours:.1f} h", flush=True)
+              f"{forecast()}", flush=True)
 
     with ThreadPoolExecutor(nj) as pool:
         if any(ARMS[run.arm].needs_scores for run in left):

@@ -135,7 +135,8 @@ def write_results(folder, runs):
         (folder / f"{name}.json").write_text(json.dumps(content))
 
 
-def test_tables_and_plots_of_all_runs_and_of_some(tmp_path):
+def test_tables_and_plots_of_all_runs_and_of_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(analyse, "DRAWS", 100)
     runs = main_runs("hubert") + further_runs("hubert", "best_rq")
     readme = tmp_path / "README.md"
     readme.write_text("above\n" + "".join(analyse.MARKS) + "below\n")

@@ -63,6 +63,7 @@ def test_only_runs_that_need_scores_wait_for_them(work, monkeypatch):
 
     def carry_out(work, run, plan):
         begun.append((run.arm, scored.is_set()))
+        leave_result(work, run)
         if run.arm == "A":
             waited.set()
 
@@ -79,11 +80,27 @@ def test_only_runs_that_need_scores_wait_for_them(work, monkeypatch):
     assert all(done for arm, done in begun if arm in "BIG")
 
 
+def test_how_long_the_rest_takes_is_said(work, monkeypatch, capsys):
+    """From the runs that were done before, on whatever machine, and then from this one's."""
+    monkeypatch.setattr(
+        experiment, "carry_out", lambda work, run, _: leave_result(work, run, 1800)
+    )
+    runs = [Run("hubert", "A", 0.4, seed) for seed in range(5)]
+    leave_result(work, runs[2], 3600)
+    experiment.carry_out_all(work, runs, 1, experiment.WHOLE)
+    said = capsys.readouterr().out
+    assert "5 runs, 1 done already; 4 to go, 4.0 h" in said
+    assert "hubert_A_0.40_seed0: done in 30.0 min; 3 to go, 1.5 h" in said
+    assert "hubert_A_0.40_seed2" not in said
+    experiment.carry_out_all(work, runs, 1, experiment.WHOLE)
+    assert capsys.readouterr().out == "5 runs, 5 done already; 0 to go, 0.0 h\n"
+
+
 def test_scores_that_fail_are_told_once_a_run(work, monkeypatch, capsys):
     def make_scores():
         raise experiment.Failed("exit code 1, see scorer.log")
 
-    monkeypatch.setattr(experiment, "carry_out", lambda *_: None)
+    monkeypatch.setattr(experiment, "carry_out", lambda work, run, _: leave_result(work, run))
     runs = [Run("hubert", arm, 0.4, 0) for arm in "AB"]
     with pytest.raises(SystemExit, match="hubert_B_0.40_seed0: exit code 1, see scorer.log"):
         experiment.carry_out_all(work, runs, 2, experiment.WHOLE, make_scores)
@@ -99,6 +116,10 @@ def test_each_run_has_a_name_of_its_own():
 def table(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{k} {v}\n" for k, v in rows.items()))
+
+
+def leave_result(work, run, seconds=0):
+    experiment.write_json(work.result(run), {"wall_seconds": {"pretrain": seconds}})
 
 
 @pytest.fixture
