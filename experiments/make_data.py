@@ -125,7 +125,7 @@ class Corpus:
     """Writes audio that is missing, and keeps what was said of it."""
 
     def __init__(self, audio_dir: Path):
-        self.audio_dir = audio_dir
+        self.audio_dir = audio_dir.resolve()  # wav.scp is read from any folder
 
     def put(
         self, speaker: str, name: str, category: str, make: Callable[[], np.ndarray],

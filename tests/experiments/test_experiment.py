@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +175,14 @@ def test_levels_are_dealt_out_whole_and_by_minutes():
 def test_too_little_audio_is_told():
     with pytest.raises(ValueError, match="czech: 0.5 minutes are there, 2.0 are wanted"):
         make_data.take([10.0] * 3, lambda x: x, 2.0, "czech")
+
+
+def test_audio_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = make_data.Corpus(Path("data/audio"))
+    made = corpus.put("spk", "a", "dutch", lambda: np.sin(np.arange(16000) / 9))
+    assert Path(made.wav) == tmp_path / "data/audio/spk/spk-a.flac"
+    assert made.duration == 1.0
 
 
 @pytest.mark.parametrize("how", make_data.DEGRADED)
