@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Greedy CTC decoding of dev, and of other sets that are named: the character errors of each utterance.
+"""Greedy CTC decoding of dev, or of the sets that are named: each utterance's character errors.
 
 Writes JSON: for each model's folder name and set, the errors, in the order of the
 utterances' ids.

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,18 +66,19 @@ def test_only_runs_that_need_scores_wait_for_them(work, monkeypatch):
     def carry_out(work, run, plan):
         begun.append((run.arm, scored.is_set()))
         leave_result(work, run)
-        if run.arm == "A":
+        if run.arm == "J":
             waited.set()
 
     def make_scores():
         assert waited.wait(60)
+        time.sleep(0.3)  # in which B would begin, did it not wait
         scored.set()
 
     scored, waited = threading.Event(), threading.Event()
     monkeypatch.setattr(experiment, "carry_out", carry_out)
     runs = [Run("hubert", arm, 0.4, 0) for arm in "NAJBIGK"]
     experiment.carry_out_all(work, runs, 2, experiment.WHOLE, make_scores)
-    assert begun[:2] == [("N", False), ("A", False)]
+    assert begun[:3] == [("N", False), ("A", False), ("J", False)]
     assert sorted(arm for arm, _ in begun) == sorted("NAJBIGK")
     assert all(done for arm, done in begun if arm in "BIG")
 
