@@ -144,7 +144,7 @@ def measure(rows: Rows, objective: str, size: str, args: argparse.Namespace) -> 
         number, seconds = 1, 1
     calls = make_calls(objective, size, number, seconds, args.device)
     base, *others = calls
-    rounds = args.rounds if size == "mini" else max(args.rounds // 6, 1)
+    rounds = args.rounds if size == "mini" else max(args.rounds // 2, 1)
     times = interleave(calls, rounds, device=args.device)
     case = f"{objective} {size}, {number} x {seconds} s"
     rows.add(case, base, times[base])
