@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from espnet2.tasks.asr import ASRTask
@@ -17,6 +18,7 @@ import make_data  # noqa: E402
 from arms import ARMS, OBJECTIVES, Run, further_runs, main_runs  # noqa: E402
 
 from espnet_atm.config import SSLConf  # noqa: E402
+from espnet_atm.features import Layer  # noqa: E402
 
 
 def test_arms_differ_in_ssl_conf_alone():
@@ -60,27 +62,54 @@ def test_a_model_that_is_not_pretrained_can_be_built(tmp_path):
     assert 0.8e6 < sum(x.numel() for x in model.parameters()) < 1.1e6
 
 
-def test_only_runs_that_need_scores_wait_for_them(work, monkeypatch):
+def test_runs_without_pretraining_come_first_and_wait_for_nothing(work, monkeypatch):
     begun = []
 
     def carry_out(work, run, plan):
-        begun.append((run.arm, scored.is_set()))
+        begun.append((run.name, prepared.is_set()))
         leave_result(work, run)
-        if run.arm == "J":
+        if run.name == "none_N_seed1":
             waited.set()
 
-    def make_scores():
+    def prepare():
         assert waited.wait(60)
-        time.sleep(0.3)  # in which B would begin, did it not wait
-        scored.set()
+        time.sleep(0.3)  # in which A would begin, did it not wait
+        prepared.set()
 
-    scored, waited = threading.Event(), threading.Event()
+    prepared, waited = threading.Event(), threading.Event()
     monkeypatch.setattr(experiment, "carry_out", carry_out)
-    runs = [Run("hubert", arm, 0.4, 0) for arm in "NAJBIGK"]
-    experiment.carry_out_all(work, runs, 2, experiment.WHOLE, make_scores)
-    assert begun[:3] == [("N", False), ("A", False), ("J", False)]
-    assert sorted(arm for arm, _ in begun) == sorted("NAJBIGK")
-    assert all(done for arm, done in begun if arm in "BIG")
+    runs = [Run("hubert", arm, 0.4, seed) for seed in (0, 1) for arm in "NAK"]
+    experiment.carry_out_all(work, runs, 2, experiment.WHOLE, prepare)
+    assert begun[:2] == [("none_N_seed0", False), ("none_N_seed1", False)]
+    assert sorted(name for name, _ in begun) == sorted(run.name for run in runs)
+    assert all(done for _, done in begun[2:])
+
+
+def test_labels_are_of_the_scorers_layer(work, tmp_path):
+    """The SSL model that label.py is given has the scorer's output at that layer."""
+    config = experiment.write_yaml(tmp_path / "a.yaml", experiment.asr_config(None, 1, 0))
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("<blank>\n<unk>\n<space>\na\n<sos/eos>\n")
+    scorer = ASRTask.build_model(ASRTask.get_parser().parse_args(
+        ["--config", str(config), "--output_dir", str(tmp_path), "--token_type", "char",
+         "--token_list", str(tokens)]
+    )).eval()
+    torch.save(scorer.state_dict(), tmp_path / experiment.BEST)
+    words = experiment.as_ssl_model(tmp_path, tmp_path / "kmeans")
+    given = dict(zip(words[::2], words[1::2]))
+    assert given["--layer"] == experiment.LAYER
+    before = given["--ssl_model_file"].read_bytes()
+    assert experiment.as_ssl_model(tmp_path, tmp_path / "kmeans") == words
+    assert given["--ssl_model_file"].read_bytes() == before
+    speech = np.random.default_rng(0).normal(size=16000).astype(np.float32) / 10
+    outputs = []
+    scorer.encoder.encoders[experiment.LAYER - 1].register_forward_hook(
+        lambda _, given, output: outputs.append(output[0][0][0])  # of (x, positions), mask
+    )
+    with torch.no_grad():
+        scorer.encode(torch.from_numpy(speech)[None], torch.tensor([16000]))
+    features = Layer(given["--ssl_train_config"], given["--ssl_model_file"], experiment.LAYER)
+    torch.testing.assert_close(features(speech), outputs[0])
 
 
 def test_how_long_the_rest_takes_is_said(work, monkeypatch, capsys):
@@ -99,15 +128,15 @@ def test_how_long_the_rest_takes_is_said(work, monkeypatch, capsys):
     assert capsys.readouterr().out == "5 runs, 5 done already; 0 to go, 0.0 h\n"
 
 
-def test_scores_that_fail_are_told_once_a_run(work, monkeypatch, capsys):
-    def make_scores():
+def test_a_scorer_that_fails_is_told_once_a_run(work, monkeypatch, capsys):
+    def prepare():
         raise experiment.Failed("exit code 1, see scorer.log")
 
     monkeypatch.setattr(experiment, "carry_out", lambda work, run, _: leave_result(work, run))
-    runs = [Run("hubert", arm, 0.4, 0) for arm in "AB"]
+    runs = [Run("hubert", arm, 0.4, 0) for arm in "NB"]
     with pytest.raises(SystemExit, match="hubert_B_0.40_seed0: exit code 1, see scorer.log"):
-        experiment.carry_out_all(work, runs, 2, experiment.WHOLE, make_scores)
-    assert "hubert_A_0.40_seed0: done" in capsys.readouterr().out
+        experiment.carry_out_all(work, runs, 2, experiment.WHOLE, prepare)
+    assert "none_N_seed0: done" in capsys.readouterr().out
 
 
 def test_each_run_has_a_name_of_its_own():
