@@ -7,9 +7,10 @@ import subprocess
 import pytest
 from conftest import RECIPE, copy_recipe
 
+pytestmark = pytest.mark.slow
 README = (RECIPE / "README.md").read_text()
-# The scorer comes out otherwise on another machine, with the same seed.
-TOLERANCE = {"confidence": 0.08, "chance": 0.03, "percent": 4.0}
+# Around the README's range: on another machine the scorer comes out otherwise again.
+TOLERANCE = {"confidence": 0.04, "chance": 0.02, "percent": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,13 @@ def found(recipe) -> dict:
     return found
 
 
-def test_plain_scores_rank_noise_first_and_say_so(found):
+def test_plain_scores_hardly_tell_noise_from_speech_and_say_so(found):
     means, summary = found["plain"]
-    assert max(means, key=means.get) == "purenoise"
+    assert means["purenoise"] > 0.8 * means["clean"]
     warnings = "\n".join(summary["warnings"])
-    assert "the category purenoise, which is noise, has a higher" in warnings
+    outranks = means["purenoise"] > max(means[x] for x in means if x != "purenoise")
+    assert not outranks or "the category purenoise, which is noise" in warnings
+    assert "masks more frames without speech than random masks do" in warnings
     assert "masks by high can hardly be told from random ones" in warnings
 
 
@@ -75,11 +78,11 @@ def test_high_beats_its_control_where_it_guides(found):
     assert high["nonspeech_share"] < shuffled["nonspeech_share"] / 1.5
 
 
-def row(name: str) -> tuple[float, float]:
-    """The figures of the README's table: plain and gated, of mini."""
+def row(name: str) -> list[tuple[float, float]]:
+    """The ranges in the README's table: plain and gated, of mini."""
     (line,) = re.findall(rf"^ *\| {re.escape(name)} \|(.*)\|$", README, re.MULTILINE)
-    cells = [x.strip(" %±") for x in line.split("|")]
-    return float(cells[0]), float(cells[1])
+    cells = [re.findall(r"\d+\.\d+", cell) for cell in line.split("|")]
+    return [(float(low), float(high)) for low, high in cells]
 
 
 @pytest.mark.parametrize(
@@ -107,5 +110,6 @@ def row(name: str) -> tuple[float, float]:
     ],
 )
 def test_the_table_of_the_readme(found, name, kind, of):
-    for figure, scores in zip(row(name), ("plain", "gated")):
-        assert of(*found[scores]) == pytest.approx(figure, abs=TOLERANCE[kind])
+    for (low, high), scores in zip(row(name), ("plain", "gated"), strict=True):
+        more = TOLERANCE[kind]
+        assert low - more <= of(*found[scores]) <= high + more
