@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 import numpy as np
-from arms import ARMS, COMPARISONS, PAPER_RANDOM, RATIO, SEEDS, main_runs
+from arms import ARMS, COMPARISONS, DESCRIBED, PAPER_RANDOM, RATIO, SEEDS, main_runs
 from scipy.stats import t as student
 
 HERE = Path(__file__).resolve().parent
@@ -193,19 +193,28 @@ def cer_table(results: Results) -> str:
 
 
 def comparison_table(results: Results, labelled: str) -> str:
-    """The six comparisons on both tests, corrected within each."""
-    header = ["comparison", "test", "seeds", "CER points", "95 %", "p", "Holm", "t, by seed"]
-    rows = []
+    """The six comparisons on both tests, corrected within each; then those described."""
+    header = ["comparison", "test", "seeds", "CER points", "95 %", "t, by seed", "p", "Holm"]
+    tested, described = [], []
     for test in TESTS:
         found = [difference(results, names, labelled, test) for names in COMPARISONS]
         there = [x for x in found if x is not None]
         for x, corrected in zip(there, holm(x.p for x in there)):
-            rows.append([
-                " - ".join(x.names), TESTS[test], str(x.seeds), f"{x.mean:+.2f}",
-                f"[{x.low:+.2f}, {x.high:+.2f}]", f"{x.p:.3f}", f"{corrected:.3f}",
-                f"[{x.t_low:+.2f}, {x.t_high:+.2f}]" if x.seeds > 1 else "-",
-            ])
-    return markdown(header, rows)
+            tested.append([*difference_cells(x, test), f"{x.p:.3f}", f"{corrected:.3f}"])
+        for names in DESCRIBED:
+            x = difference(results, names, labelled, test)
+            if x is not None:
+                described.append([*difference_cells(x, test), "-", "-"])
+    return markdown(header, tested + described)
+
+
+def difference_cells(found: Difference, test: str) -> list[str]:
+    """Of a table's row: arms, test, seeds, the mean and both intervals."""
+    by_seed = f"[{found.t_low:+.2f}, {found.t_high:+.2f}]" if found.seeds > 1 else "-"
+    return [
+        " - ".join(found.names), TESTS[test], str(found.seeds), f"{found.mean:+.2f}",
+        f"[{found.low:+.2f}, {found.high:+.2f}]", by_seed,
+    ]
 
 
 def last_of(results: Results, key: str, statistic: str) -> np.ndarray:
@@ -216,8 +225,8 @@ def last_of(results: Results, key: str, statistic: str) -> np.ndarray:
 
 def statistics_of(results: Results) -> list[str]:
     """The statistics of masked prediction that the runs have: losses and accuracies."""
-    run = next(x for k, runs in results.runs.items() if k != "N" for x in runs.values())
-    names = run["curves"]["ssl"]["valid"]
+    trained = (x for k, runs in results.runs.items() if k != "N" for x in runs.values())
+    names = next((run["curves"]["ssl"]["valid"] for run in trained), ["loss"])
     return [x for x in names if x == "loss" or "_acc" in x or x.endswith("_m")]
 
 
@@ -396,8 +405,8 @@ def plot(folder: Path, images: Path) -> None:
                 found = difference(results, names, labelled, test)
                 if found is not None:
                     axis.plot([found.low, found.high], [i + shift] * 2, colour)
-                    label = f"{TESTS[test]} test" if i == 0 else None
-                    axis.plot(found.mean, i + shift, f"{colour}o", label=label)
+                    axis.plot(found.mean, i + shift, f"{colour}o")
+            axis.plot([], [], f"{colour}o", label=f"{TESTS[test]} test")
         axis.axvline(0, color="0.7", linewidth=1, zorder=0)
         axis.set_title(f"fine-tuned on {LABELLED[labelled]}")
         axis.set_xlabel("difference in CER, points: left of 0 the first is better")
@@ -422,8 +431,8 @@ def plot(folder: Path, images: Path) -> None:
                             float(ratio or RATIO),
                             100 * errors / results.characters(test).sum(),
                         ))
-                x, y = zip(*sorted(points))
-                axis.plot(x, y, f"{'C0' if arm == 'A' else 'C1'}{style}o",
+                axis.plot(*np.reshape(sorted(points), (-1, 2)).T,
+                          f"{'C0' if arm == 'A' else 'C1'}{style}o",
                           label=f"{ARMS[arm].what}, {TESTS[test]}")
         axis.set(xlabel="masked fraction", ylabel="CER %", title=LABELLED[labelled])
     axes[0].legend(fontsize=7)
@@ -441,9 +450,11 @@ def plot(folder: Path, images: Path) -> None:
                 )
                 axis.plot(range(1, len(mean) + 1), mean, label=f"{arm}: {ARMS[arm].what}")
         axis.set(xlabel="epoch of 200 steps", title=name)
-    axes[0][0].legend(fontsize=7)
+    if any(key != "N" for key in keys):
+        axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(images / "masked_prediction.png", dpi=110)
+    plt.close("all")
 
 
 def main(argv: list[str] | None = None) -> None:

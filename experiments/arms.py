@@ -68,6 +68,13 @@ COMPARISONS = {
     ("H", "E"): "the gate",
     ("I", "J"): "selection by the gate",
 }
+# Also decided beforehand, but tested by nothing: what helps to read the six.
+DESCRIBED = {
+    ("A", "N"): "pre-training",
+    ("F", "A"): "gated masks",
+    ("K", "A"): "the Dutch third in place of all",
+    ("K", "J"): "the Dutch third in place of a random one",
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The figures of the experiment: how they come from the stored results."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ import analyse  # noqa: E402
 from arms import (  # noqa: E402
     ARMS,
     COMPARISONS,
+    DESCRIBED,
     RATIO,
     further_runs,
     main_runs,
@@ -155,6 +157,29 @@ def test_tables_and_plots_of_all_runs_and_of_some(tmp_path, monkeypatch):
     images = {x.name for x in (tmp_path / "images").iterdir()}
     names = ("cer_by_arm", "comparisons", "masked_fraction", "masked_prediction")
     assert images == {f"{name}.png" for name in names}
+
+
+@pytest.mark.parametrize("arms", ["N", "B", "K", "NK"])
+def test_tables_and_plots_of_the_first_runs(tmp_path, monkeypatch, arms):
+    """Whatever was first: an experiment may be stopped at any moment."""
+    monkeypatch.setattr(analyse, "DRAWS", 100)
+    write_results(tmp_path, [x for x in main_runs("hubert") if x.arm in arms and x.seed == 0])
+    analyse.main(["--results", str(tmp_path)])
+    text = (tmp_path / "README.md").read_text()
+    assert all(f"\n| {arm} | {ARMS[arm].what} | 1 |" in text for arm in arms)
+    assert "A (seeds 0 1 2 3 4)" in text
+
+
+def test_what_is_described_has_no_p(tmp_path, monkeypatch):
+    monkeypatch.setattr(analyse, "DRAWS", 100)
+    write_results(tmp_path, main_runs("hubert"))
+    analyse.main(["--results", str(tmp_path)])
+    rows = (tmp_path / "README.md").read_text().splitlines()
+    for names, p in ((COMPARISONS, r"[01]\.\d{3}"), (DESCRIBED, "-")):
+        for pair in names:
+            found = [x for x in rows if x.startswith(f"| {' - '.join(pair)} | ")]
+            assert len(found) == 4  # two labelled sets, two tests
+            assert all(re.search(rf"\| {p} \| {p} \|$", x) for x in found)
 
 
 def test_a_page_without_marks_is_refused(tmp_path):
