@@ -351,7 +351,7 @@ def score(work: Work) -> None:
 def describe(work: Work, objective: str, second: str | None) -> None:
     """What the analysis needs besides the runs: of the utterances, the pool, guidance.
 
-    Of the first machine's scores: another's, made anew, are hardly others.
+    With the scores of the first machine that runs are made on: they are not described anew.
     """
     if (work.results / "setup.json").is_file():
         return
