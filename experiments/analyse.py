@@ -292,7 +292,7 @@ def cost_table(results: Results) -> tuple[str, list[str]]:
 
 
 def made_with(results: Results) -> str:
-    """Versions, processors, and how many scorers and clusterings the runs are of."""
+    """Versions, processors, and how many scorers, clusterings and scores the runs are of."""
     runs = [run for runs in results.runs.values() for run in runs.values()]
     found = Counter(f"{k} {v}" for run in runs for k, v in run["versions"].items())
     lines = ["Versions: " + ", ".join(sorted(found)) + "."]
@@ -303,7 +303,7 @@ def made_with(results: Results) -> str:
         for name, checksum in run["inputs"].items():
             made[name].add(checksum)
     found = ", ".join(f"{name} {len(sums)}" for name, sums in sorted(made.items()))
-    lines.append(f"Made on each machine that runs were made on, different ones: {found}.")
+    lines.append(f"Runs were made with so many different: {found}.")
     return "\n".join(lines)
 
 

@@ -34,7 +34,7 @@ ASR_CONFIG = TUNING / "train_asr_conformer_mini.yaml"
 # The budget, the same for all arms. An "epoch" is a number of steps.
 SSL_STEPS, SSL_EPOCHS = 200, 6
 ASR_STEPS = 200
-ASR_EPOCHS = {"scorer": 30, "train30": 15, "train10": 8}
+ASR_EPOCHS = {"scorer": 30, "train30": 8, "train10": 5}
 # 32 ms windows every 20 ms: at 12 characters a second, frames of 40 ms leave 2 a character,
 # which CTC hardly learns from half an hour; and convolutions are over half of the cost.
 FRONT_END = {"n_fft": 512, "win_length": 512, "hop_length": 320, "n_mels": 80}
@@ -47,7 +47,8 @@ SPAN = 20  # frames: 400 ms, as the paper's 10 of 40 ms
 # Peaks of the learning rate, which then falls to nothing, so that a run's end is no
 # moment of a walk. At the recipe's 0.002, CTC learned nothing in 2600 steps.
 SSL_RATES = {"hubert": 0.001, "best_rq": 0.001, "wav2vec2": 0.0005, "w2v_bert": 0.0005}
-ASR_RATE = 0.001
+# The scorer begins with nothing, and all others with what it has learned.
+ASR_RATES = {"scorer": 0.001, "train30": 0.0005, "train10": 0.0005}
 # Beside the recipe's: with less, what is seen ten times is soon known by heart.
 SPECAUG = {"freq_mask_width_range": [0, 20], "num_freq_mask": 2, "num_time_mask": 3}
 LAYER, CLUSTERS = 3, 64  # of the scorer: HuBERT's labels
@@ -133,16 +134,19 @@ def processor() -> str:
 
 
 def inputs(work: Work, run: Run) -> dict[str, str]:
-    """MD5 of the labels and scores that a run is of: each machine rounds in its own way."""
-    arm, files = ARMS[run.arm], {}
+    """MD5 of what a run is made with: each machine rounds labels and scores in its own way."""
+    arm, files = ARMS[run.arm], {"scorer": work.results / "scorer" / BEST}
     if run.objective == "hubert" and run.arm != "N":
         files["labels"] = work.root / "kmeans/pool/labels.bin"
     if arm.needs_scores:
         track = "gated" if arm.pool == "gate" else arm.track
         files[f"{track} scores"] = work.root / "scores" / track / "pool/utt2confidence"
-    return {
-        name: hashlib.md5(file.read_bytes()).hexdigest() for name, file in files.items()
-    }
+    return {name: checksum(file) for name, file in files.items()}
+
+
+def checksum(file: Path) -> str:
+    """Its MD5."""
+    return hashlib.md5(file.read_bytes()).hexdigest()
 
 
 def read_table(path: Path) -> dict[str, str]:
@@ -164,6 +168,15 @@ def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def save(path: Path, weights: dict) -> None:
+    """Complete or absent."""
+    import torch
+
+    partial = path.with_name(f"{path.name}.partial")
+    torch.save(weights, partial)
     os.replace(partial, path)
 
 
@@ -219,8 +232,12 @@ def ssl_config(run: Run) -> dict[str, Any]:
     return config
 
 
-def asr_config(exported: Path | None, epochs: int, seed: int) -> dict[str, Any]:
-    """The recipe's ASR config; with the parts of an exported model, if one is given."""
+def asr_config(exported: Path | None, name: str, seed: int) -> dict[str, Any]:
+    """The recipe's ASR config; with the parts of an exported model, if one is given.
+
+    Args:
+        name: of the training, which has its own steps and rate.
+    """
     config = yaml.safe_load(ASR_CONFIG.read_text(encoding="utf-8"))
     size = config["encoder_conf"]["output_size"]
     config["encoder_conf"]["input_layer"] = None
@@ -234,11 +251,11 @@ def asr_config(exported: Path | None, epochs: int, seed: int) -> dict[str, Any]:
     config["encoder_conf"].update(NO_DROPOUT)
     config["specaug_conf"].update(SPECAUG)
     config.update(
-        max_epoch=epochs,
+        max_epoch=ASR_EPOCHS[name],
         num_iters_per_epoch=ASR_STEPS,
         seed=seed,
         best_model_criterion=[["valid", "cer_ctc", "min"]],
-        **schedule(ASR_RATE, ASR_STEPS * epochs),
+        **schedule(ASR_RATES[name], ASR_STEPS * ASR_EPOCHS[name]),
     )
     return config
 
@@ -270,7 +287,7 @@ def train_asr(
         folder: its name says for how long.
     """
     config = write_yaml(
-        folder.with_suffix(".yaml"), asr_config(exported, ASR_EPOCHS[folder.name], seed)
+        folder.with_suffix(".yaml"), asr_config(exported, folder.name, seed)
     )
     words = ["--config", config, "--output_dir", folder, "--ngpu", 0]
     words += ["--token_type", "char", "--token_list", work.lists / "tokens.txt"]
@@ -324,13 +341,34 @@ def select_pool(work: Work, part: str, seed: int) -> Path:
 
 
 def train_scorer(work: Work) -> Path:
-    """The folder of the model that scores, and that HuBERT's labels are made with."""
-    scorer = work.root / "scorer"
-    done = work.root / "scorer.done"
-    if not done.is_file():
+    """The folder of the model that scores, makes HuBERT's labels, and begins all runs.
+
+    It is kept with the results, so that the runs of all machines have the same.
+
+    Raises:
+        Failed: when another one has been at work here.
+    """
+    scorer = work.results / "scorer"
+    if not (scorer / BEST).is_file():
+        import torch
+
         print(f"{time.strftime('%H:%M:%S')} scorer", flush=True)
-        train_asr(work, scorer, "train30", PILOT_SEED)
-        done.touch()
+        trained = work.root / "scorer"
+        train_asr(work, trained, "train30", PILOT_SEED)
+        config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
+        here = str(work.root)
+        write_yaml(
+            scorer / "config.yaml", {k: v for k, v in config.items() if here not in str(v)}
+        )
+        # In half precision, which is half as much to keep, for all that is made with it.
+        save(scorer / BEST, {
+            k: v.half() if v.is_floating_point() else v
+            for k, v in torch.load(trained / BEST, "cpu").items()
+        })
+    known, found = work.root / "scorer.md5", checksum(scorer / BEST)
+    if known.is_file() and known.read_text() != found:
+        raise Failed(f"{work.root}: is of another scorer than {scorer}: give another --work")
+    known.write_text(found)
     return scorer
 
 
@@ -413,10 +451,10 @@ def describe(work: Work, objective: str, second: str | None) -> None:
 
 
 def as_ssl_model(scorer: Path, folder: Path) -> list:
-    """The words that name the scorer's layer to label.py, which takes one of an SSL model.
+    """The scorer's parts as an SSL model's, and the words that name it.
 
     Args:
-        folder: where a model goes that has the scorer's parts.
+        folder: where it goes.
     """
     config, weights = folder / "scorer.yaml", folder / "scorer.pth"
     if not weights.is_file():
@@ -439,18 +477,23 @@ def as_ssl_model(scorer: Path, folder: Path) -> list:
             getattr(model, part).load_state_dict(
                 {k.removeprefix(head): v for k, v in learned.items() if k.startswith(head)}
             )
-        partial = folder / "scorer.pth.partial"
-        torch.save(model.state_dict(), partial)
-        os.replace(partial, weights)
-    return [
-        "--ssl_train_config", config, "--ssl_model_file", weights, "--layer", LAYER,
-    ]
+        save(weights, model.state_dict())
+    return ["--ssl_train_config", config, "--ssl_model_file", weights]
+
+
+def export_scorer(work: Work) -> None:
+    """What arm N is fine-tuned from: the others' beginning."""
+    work.once(
+        work.root / "start.done", "-m", "espnet_atm.bin.export_ssl",
+        *as_ssl_model(train_scorer(work), work.root / "kmeans"),
+        "--output_dir", work.root / "start",
+    )
 
 
 def label(work: Work) -> None:
     """HuBERT's pseudo-labels: clusters of a layer of the scorer."""
     folder = work.root / "kmeans"
-    layer = as_ssl_model(train_scorer(work), folder)
+    layer = [*as_ssl_model(train_scorer(work), folder), "--layer", LAYER]
     work.once(
         folder / "learn.done", "-m", "espnet_atm.bin.learn_kmeans",
         "--wav_scp", work.data / "pool/wav.scp", "--km_path", folder / "km.mdl",
@@ -479,7 +522,7 @@ WHOLE = Plan(("train30", "train10"), ("dev", "test_clean", "test_degraded"))
 
 
 def pretrain_words(work: Work, run: Run, folder: Path, config: Path) -> list:
-    """The words of ``ssl_train``."""
+    """The words of ``ssl_train``; it goes on from the scorer."""
     arm = ARMS[run.arm]
     words = ["-m", "espnet_atm", "-m", "espnet2.bin.ssl_train", "--config", config]
     words += ["--output_dir", folder, "--ngpu", 0]
@@ -495,6 +538,8 @@ def pretrain_words(work: Work, run: Run, folder: Path, config: Path) -> list:
         words += stream(split, *streams)
     words += ["--train_shape_file", select_pool(work, arm.pool, run.seed)]
     words += ["--valid_shape_file", work.lists / "dev_shape"]
+    start = work.root / "kmeans/scorer.pth"
+    words += ["--init_param", f"{start}:preencoder:preencoder", f"{start}:encoder:encoder"]
     return words
 
 
@@ -529,7 +574,7 @@ def carry_out(work: Work, run: Run, plan: Plan) -> None:
             steps["wall"][name] = round(time.time() - begin, 1)
             write_json(file, steps)
 
-    exported = None
+    exported = work.root / "start"
     if run.arm != "N":
         ssl = folder / "ssl"
         config = write_yaml(folder / "ssl.yaml", ssl_config(run))
@@ -550,11 +595,12 @@ def carry_out(work: Work, run: Run, plan: Plan) -> None:
         "--output", decoded, *(folder / name for name in plan.labelled),
         "--sets", *plan.decoded,
     ))
-    trained = [folder / name for name in (*(["ssl"] if exported else []), *plan.labelled)]
+    pretrained = run.arm != "N"
+    trained = [folder / name for name in (*(["ssl"] if pretrained else []), *plan.labelled)]
     write_json(work.result(run), {
-        "objective": run.objective if exported else None,
+        "objective": run.objective if pretrained else None,
         "arm": run.arm,
-        "ratio": run.ratio if exported else None,
+        "ratio": run.ratio if pretrained else None,
         "seed": run.seed,
         "cpu_seconds": steps["cpu"],
         "wall_seconds": steps["wall"],  # after a stop: since then
@@ -580,10 +626,9 @@ def carry_out_all(
     """All runs that are not done, ``nj`` at a time, and when they will be.
 
     Args:
-        prepare: done first, beside the runs without pre-training, which need nothing of it.
+        prepare: done first, if any run is left.
     """
     left = [run for run in runs if not work.result(run).is_file()]
-    left.sort(key=lambda run: run.arm != "N")
     earlier = [work.wall_seconds(run) for run in runs if run not in left]
     took: list[float] = []
     failed = []
@@ -598,8 +643,6 @@ def carry_out_all(
 
     def one(run: Run) -> None:
         try:
-            if run.arm != "N":
-                prepared.result()
             print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
             carry_out(work, run, plan)
         except Failed as error:
@@ -610,9 +653,12 @@ def carry_out_all(
         print(f"{time.strftime('%H:%M:%S')} {run.name}: done in {took[-1] / 60:.1f} min; "
               f"{forecast()}", flush=True)
 
+    if left:
+        try:
+            prepare()
+        except Failed as error:
+            sys.exit(f"before the runs: {error}")
     with ThreadPoolExecutor(nj) as pool:
-        if any(run.arm != "N" for run in left):
-            prepared = pool.submit(prepare)
         list(pool.map(one, left))
     if failed:
         sys.exit("\n".join(["failed:", *failed]))
@@ -685,6 +731,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             def prepare() -> None:
                 label(work)
+                export_scorer(work)
                 score(work)
                 describe(work, args.objective, args.second)
 

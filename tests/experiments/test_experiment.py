@@ -1,8 +1,6 @@
 """What the arms of the experiment share, and what they differ in."""
 
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import experiment  # noqa: E402
 import make_data  # noqa: E402
 from arms import ARMS, OBJECTIVES, Run, further_runs, main_runs  # noqa: E402
 
+from espnet_atm.bin import export_ssl  # noqa: E402
 from espnet_atm.config import SSLConf  # noqa: E402
 from espnet_atm.features import Layer  # noqa: E402
 
@@ -39,65 +38,63 @@ def test_ssl_conf_is_what_it_may_be(objective, arm):
     assert found.validation_masker["mask_ratio"] == 0.40
 
 
-def test_fine_tuning_is_the_same_with_and_without_pretraining(tmp_path):
+def test_fine_tuning_has_the_scorers_model(tmp_path):
     config = experiment.ssl_config(Run("hubert", "A", 0.4, 0))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    found = experiment.asr_config(tmp_path, 5, 0)
-    alone = experiment.asr_config(None, 5, 0)
+    found = experiment.asr_config(tmp_path, "train30", 0)
+    scorer = experiment.asr_config(None, "scorer", 0)
     assert found["encoder_conf"]["dropout_rate"] == 0
-    for name in ("encoder_conf", "frontend_conf", "preencoder", "specaug_conf", "optim_conf"):
-        assert found[name] == alone[name], name
+    for name in ("encoder_conf", "frontend_conf", "preencoder", "specaug_conf"):
+        assert found[name] == scorer[name], name
+    assert found["optim_conf"]["lr"] < scorer["optim_conf"]["lr"]
 
 
-def test_a_model_that_is_not_pretrained_can_be_built(tmp_path):
-    """The scorer, and arm N; as large as one that is fine-tuned."""
-    config = experiment.write_yaml(tmp_path / "a.yaml", experiment.asr_config(None, 1, 0))
-    tokens = tmp_path / "tokens.txt"
-    tokens.write_text("<blank>\n<unk>\n<space>\na\n<sos/eos>\n")
+@pytest.fixture
+def tokens(tmp_path):
+    path = tmp_path / "tokens.txt"
+    path.write_text("<blank>\n<unk>\n<space>\na\n<sos/eos>\n")
+    return path
+
+
+def asr_model(folder, tokens):
+    """The scorer, with nothing learned, and its config."""
+    config = experiment.write_yaml(
+        folder / "a.yaml", experiment.asr_config(None, "scorer", 0)
+    )
     args = ASRTask.get_parser().parse_args(
-        ["--config", str(config), "--output_dir", str(tmp_path), "--token_type", "char",
+        ["--config", str(config), "--output_dir", str(folder), "--token_type", "char",
          "--token_list", str(tokens)]
     )
-    model = ASRTask.build_model(args)
+    return ASRTask.build_model(args), args
+
+
+def test_the_scorer_is_as_large_as_was_said(tmp_path, tokens):
+    model, _ = asr_model(tmp_path, tokens)
     assert 0.8e6 < sum(x.numel() for x in model.parameters()) < 1.1e6
 
 
-def test_runs_without_pretraining_come_first_and_wait_for_nothing(work, monkeypatch):
+def test_what_runs_share_is_made_before_the_first(work, monkeypatch):
     begun = []
 
     def carry_out(work, run, plan):
-        begun.append((run.name, prepared.is_set()))
+        begun.append(run.name)
         leave_result(work, run)
-        if run.name == "none_N_seed1":
-            waited.set()
 
-    def prepare():
-        assert waited.wait(60)
-        time.sleep(0.3)  # in which A would begin, did it not wait
-        prepared.set()
-
-    prepared, waited = threading.Event(), threading.Event()
     monkeypatch.setattr(experiment, "carry_out", carry_out)
     runs = [Run("hubert", arm, 0.4, seed) for seed in (0, 1) for arm in "NAK"]
-    experiment.carry_out_all(work, runs, 2, experiment.WHOLE, prepare)
-    assert begun[:2] == [("none_N_seed0", False), ("none_N_seed1", False)]
-    assert sorted(name for name, _ in begun) == sorted(run.name for run in runs)
-    assert all(done for _, done in begun[2:])
+    for _ in range(2):  # not again, when no run is left
+        experiment.carry_out_all(
+            work, runs, 1, experiment.WHOLE, lambda: begun.append("prepared")
+        )
+    assert begun == ["prepared", *(run.name for run in runs)]
 
 
-def test_labels_are_of_the_scorers_layer(work, tmp_path):
-    """The SSL model that label.py is given has the scorer's output at that layer."""
-    config = experiment.write_yaml(tmp_path / "a.yaml", experiment.asr_config(None, 1, 0))
-    tokens = tmp_path / "tokens.txt"
-    tokens.write_text("<blank>\n<unk>\n<space>\na\n<sos/eos>\n")
-    scorer = ASRTask.build_model(ASRTask.get_parser().parse_args(
-        ["--config", str(config), "--output_dir", str(tmp_path), "--token_type", "char",
-         "--token_list", str(tokens)]
-    )).eval()
+def test_the_scorer_becomes_an_ssl_model(tmp_path, tokens):
+    """It has the scorer's output at the layer that labels are of, and exports for arm N."""
+    scorer = asr_model(tmp_path, tokens)[0].eval()
     torch.save(scorer.state_dict(), tmp_path / experiment.BEST)
     words = experiment.as_ssl_model(tmp_path, tmp_path / "kmeans")
     given = dict(zip(words[::2], words[1::2]))
-    assert given["--layer"] == experiment.LAYER
     before = given["--ssl_model_file"].read_bytes()
     assert experiment.as_ssl_model(tmp_path, tmp_path / "kmeans") == words
     assert given["--ssl_model_file"].read_bytes() == before
@@ -110,6 +107,13 @@ def test_labels_are_of_the_scorers_layer(work, tmp_path):
         scorer.encode(torch.from_numpy(speech)[None], torch.tensor([16000]))
     features = Layer(given["--ssl_train_config"], given["--ssl_model_file"], experiment.LAYER)
     torch.testing.assert_close(features(speech), outputs[0])
+    export_ssl.main([*map(str, words), "--output_dir", str(tmp_path / "start")])
+    (exported,) = (tmp_path / "start").glob("*.pth")
+    learned = scorer.state_dict()
+    for name, weight in torch.load(exported).items():
+        if name.startswith(("preencoder.", "encoder.")):
+            torch.testing.assert_close(weight, learned.pop(name), rtol=0, atol=0)
+    assert not [x for x in learned if x.startswith(("preencoder.", "encoder."))]
 
 
 def test_how_long_the_rest_takes_is_said(work, monkeypatch, capsys):
@@ -128,15 +132,54 @@ def test_how_long_the_rest_takes_is_said(work, monkeypatch, capsys):
     assert capsys.readouterr().out == "5 runs, 5 done already; 0 to go, 0.0 h\n"
 
 
-def test_a_scorer_that_fails_is_told_once_a_run(work, monkeypatch, capsys):
+def test_without_a_scorer_no_run_begins(work, monkeypatch):
     def prepare():
         raise experiment.Failed("exit code 1, see scorer.log")
 
-    monkeypatch.setattr(experiment, "carry_out", lambda work, run, _: leave_result(work, run))
-    runs = [Run("hubert", arm, 0.4, 0) for arm in "NB"]
-    with pytest.raises(SystemExit, match="hubert_B_0.40_seed0: exit code 1, see scorer.log"):
-        experiment.carry_out_all(work, runs, 2, experiment.WHOLE, prepare)
-    assert "none_N_seed0: done" in capsys.readouterr().out
+    begun = []
+    monkeypatch.setattr(experiment, "carry_out", lambda work, run, _: begun.append(run))
+    with pytest.raises(SystemExit, match="before the runs: exit code 1, see scorer.log"):
+        experiment.carry_out_all(
+            work, [Run("hubert", "N", 0.4, 0)], 2, experiment.WHOLE, prepare
+        )
+    assert not begun
+
+
+def test_the_scorer_is_kept_with_the_results(work, tokens, monkeypatch):
+    """Without what names this machine's folders; a model can be built from it, and is as given."""
+    trained = []
+
+    def train_asr(work, folder, train, seed):
+        model, args = asr_model(folder, tokens)
+        args.token_list = list(model.token_list)
+        experiment.write_yaml(folder / "config.yaml", vars(args))
+        torch.save(model.state_dict(), folder / experiment.BEST)
+        trained.append(model)
+        return 0.0
+
+    monkeypatch.setattr(experiment, "train_asr", train_asr)
+    scorer = experiment.train_scorer(work)
+    assert str(work.root) not in (scorer / "config.yaml").read_text()
+    found, _ = ASRTask.build_model_from_file(
+        scorer / "config.yaml", scorer / experiment.BEST, "cpu"
+    )
+    for (name, got), given in zip(
+        found.state_dict().items(), trained[0].state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(got, given, rtol=1e-3, atol=1e-3, msg=name)
+    assert experiment.train_scorer(work) == scorer and len(trained) == 1
+    torch.save({}, scorer / experiment.BEST)
+    with pytest.raises(experiment.Failed, match="is of another scorer than .*give another --work"):
+        experiment.train_scorer(work)
+
+
+def test_all_arms_begin_with_what_the_scorer_learned(work):
+    words = experiment.pretrain_words(
+        work, Run("hubert", "A", 0.4, 0), work.root / "ssl", work.root / "ssl.yaml"
+    )
+    start = work.root / "kmeans/scorer.pth"
+    given = words[words.index("--init_param") + 1 :]
+    assert given == [f"{start}:preencoder:preencoder", f"{start}:encoder:encoder"]
 
 
 def test_each_run_has_a_name_of_its_own():
