@@ -21,6 +21,7 @@ OWN = HERE / "results"
 MARKS = ("<!-- tables: experiments/analyse.py -->\n", "<!-- end of tables -->\n")
 LABELLED = {"train30": "30 min", "train10": "10 min"}
 TESTS = {"test_clean": "clean", "test_degraded": "degraded"}
+UNITS = {"errors": "CER points", "losses": "nats per 100 characters"}  # of differences
 DRAWS = 10000
 PAPER_A = "A 0.49"  # arm A at the paper's masked fraction
 
@@ -36,20 +37,22 @@ class Results:
 
     Args:
         utterances: for each set the game level and the characters of each utterance.
+        measure: ``errors`` in characters, or ``losses`` of CTC in nats.
         runs: by arm and seed.
     """
 
     objective: str
     utterances: dict[str, dict[str, list]]
+    measure: str = "errors"
     runs: dict[str, dict[int, dict[str, Any]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
 
     @classmethod
-    def read(cls, folder: Path, objective: str) -> "Results":
+    def read(cls, folder: Path, objective: str, measure: str = "errors") -> "Results":
         """All runs of an objective, and those without pre-training."""
         utterances = json.loads((folder / "utterances.json").read_text(encoding="utf-8"))
-        found = cls(objective, utterances)
+        found = cls(objective, utterances, measure)
         for file in sorted(folder.glob("*_seed*.json")):
             run = json.loads(file.read_text(encoding="utf-8"))
             if run["objective"] in (None, objective) and run["seed"] in SEEDS:
@@ -60,10 +63,11 @@ class Results:
         """Those that all arms have."""
         return sorted(set.intersection(*(set(self.runs.get(a, {})) for a in arms)))
 
-    def errors(self, arm: str, seeds: Sequence[int], labelled: str, test: str) -> np.ndarray:
-        """Character errors by seed and game level: (seeds, levels)."""
+    def totals(self, arm: str, seeds: Sequence[int], labelled: str, test: str) -> np.ndarray:
+        """Errors or losses by seed and game level: (seeds, levels)."""
         return np.array([
-            self.by_level(test, self.runs[arm][s]["errors"][labelled][test]) for s in seeds
+            self.by_level(test, self.runs[arm][s][self.measure][labelled][test])
+            for s in seeds
         ])
 
     def characters(self, test: str) -> np.ndarray:
@@ -83,28 +87,28 @@ class Results:
         return np.bincount(index, weights=values)
 
     def rates(self, arm: str, labelled: str, test: str) -> np.ndarray:
-        """CER in percent of each seed."""
-        errors = self.errors(arm, self.seeds(arm), labelled, test)
-        return 100 * errors.sum(axis=1) / self.characters(test).sum()
+        """Of each seed, per hundred characters: CER in percent, or nats."""
+        totals = self.totals(arm, self.seeds(arm), labelled, test)
+        return 100 * totals.sum(axis=1) / self.characters(test).sum()
 
 
-def bootstrap(errors: np.ndarray, characters: np.ndarray) -> np.ndarray:
-    """Draws of a CER, or of a difference of two, in points.
+def bootstrap(totals: np.ndarray, characters: np.ndarray) -> np.ndarray:
+    """Draws of what is per hundred characters, or of a difference of two.
 
     Game levels and seeds are drawn with replacement, crossed.
 
     Args:
-        errors: (seeds, levels), of a difference possibly negative.
+        totals: (seeds, levels), of a difference possibly negative.
         characters: (levels,).
 
     Returns:
         (DRAWS,).
     """
     rng = np.random.default_rng(0)
-    seeds, levels = errors.shape
+    seeds, levels = totals.shape
     of_levels = rng.multinomial(levels, np.full(levels, 1 / levels), DRAWS)
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
-    drawn = np.einsum("ds,sl,dl->d", of_seeds, errors, of_levels)
+    drawn = np.einsum("ds,sl,dl->d", of_seeds, totals, of_levels)
     return 100 * drawn / (of_levels @ characters)
 
 
@@ -120,7 +124,7 @@ def holm(p: Iterable[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Difference:
-    """A comparison of two arms: CER of the first less CER of the second, in points."""
+    """A comparison of two arms: the first less the second, per hundred characters."""
 
     names: tuple[str, str]
     seeds: int
@@ -139,7 +143,7 @@ def difference(
     seeds = results.seeds(*names)
     if not seeds:
         return None
-    first, second = (results.errors(arm, seeds, labelled, test) for arm in names)
+    first, second = (results.totals(arm, seeds, labelled, test) for arm in names)
     characters = results.characters(test)
     draws = bootstrap(first - second, characters)
     low, high = np.percentile(draws, [2.5, 97.5])
@@ -171,8 +175,8 @@ def arm_rows(results: Results) -> list[str]:
     return [key for key in keys if results.runs.get(key)]
 
 
-def cer_table(results: Results) -> str:
-    """CER of each arm: mean over seeds, its interval, and the seeds' deviation."""
+def arm_table(results: Results) -> str:
+    """CER or CTC loss of each arm: mean over seeds, its interval, and the seeds' deviation."""
     header = ["arm", "what", "seeds"]
     columns = [(labelled, test) for labelled in LABELLED for test in TESTS]
     header += [f"{LABELLED[labelled]}, {TESTS[test]}" for labelled, test in columns]
@@ -181,9 +185,9 @@ def cer_table(results: Results) -> str:
         seeds = results.seeds(key)
         cells = [key, ARMS[key.split()[0]].what, str(len(seeds))]
         for labelled, test in columns:
-            errors = results.errors(key, seeds, labelled, test)
+            totals = results.totals(key, seeds, labelled, test)
             low, high = np.percentile(
-                bootstrap(errors, results.characters(test)), [2.5, 97.5]
+                bootstrap(totals, results.characters(test)), [2.5, 97.5]
             )
             rates = results.rates(key, labelled, test)
             spread = f" ±{rates.std(ddof=1):.2f}" if len(rates) > 1 else ""
@@ -194,7 +198,8 @@ def cer_table(results: Results) -> str:
 
 def comparison_table(results: Results, labelled: str) -> str:
     """The six comparisons on both tests, corrected within each; then those described."""
-    header = ["comparison", "test", "seeds", "CER points", "95 %", "t, by seed", "p", "Holm"]
+    header = ["comparison", "test", "seeds", UNITS[results.measure], "95 %", "t, by seed"]
+    header += ["p", "Holm"]
     tested, described = [], []
     for test in TESTS:
         found = [difference(results, names, labelled, test) for names in COMPARISONS]
@@ -253,7 +258,7 @@ def sweep_table(results: Results) -> str:
             cells = [f"{float(ratio or RATIO):.2f}", arm]
             for labelled in LABELLED:
                 for test in TESTS:
-                    errors = results.errors(key, [0], labelled, test)
+                    errors = results.totals(key, [0], labelled, test)
                     cells.append(f"{100 * errors.sum() / results.characters(test).sum():.2f}")
             rows.append(cells)
     header = ["masked", "arm"]
@@ -315,12 +320,22 @@ def tables(folder: Path) -> str:
     parts = [
         f"### CER by arm, {results.objective}",
         "In percent: mean over seeds, ± their standard deviation, and the 95 % interval of "
-        "the mean.", cer_table(results),
+        "the mean.", arm_table(results),
     ]
     for labelled in LABELLED:
         parts += [
             f"### Comparisons, fine-tuned on {LABELLED[labelled]}",
             comparison_table(results, labelled),
+        ]
+    losses = Results.read(folder, setup["objective"], "losses")
+    parts += [
+        f"### CTC loss by arm, {results.objective}", "In nats per 100 characters.",
+        arm_table(losses),
+    ]
+    for labelled in LABELLED:
+        parts += [
+            f"### Comparisons of CTC loss, fine-tuned on {LABELLED[labelled]}",
+            comparison_table(losses, labelled),
         ]
     parts += [
         "### Masked prediction on held-out Dutch", prediction_table(results),
@@ -330,7 +345,7 @@ def tables(folder: Path) -> str:
     if second:
         other = Results.read(folder, second)
         if any(key != "N" for key in other.runs):
-            parts += [f"### CER by arm, {second}", cer_table(other)]
+            parts += [f"### CER by arm, {second}", arm_table(other)]
             for labelled in LABELLED:
                 parts.append(comparison_table(other, labelled))
     parts += [
@@ -384,7 +399,7 @@ def plot(folder: Path, images: Path) -> None:
     for row, labelled in zip(axes, LABELLED):
         for axis, test in zip(row, TESTS):
             for i, key in enumerate(keys):
-                errors = results.errors(key, results.seeds(key), labelled, test)
+                errors = results.totals(key, results.seeds(key), labelled, test)
                 draws = bootstrap(errors, results.characters(test))
                 low, high = np.percentile(draws, [2.5, 97.5])
                 rates = results.rates(key, labelled, test)
@@ -426,7 +441,7 @@ def plot(folder: Path, images: Path) -> None:
                 for key in results.runs:
                     name, _, ratio = key.partition(" ")
                     if name == arm and 0 in results.runs[key]:
-                        errors = results.errors(key, [0], labelled, test).sum()
+                        errors = results.totals(key, [0], labelled, test).sum()
                         points.append((
                             float(ratio or RATIO),
                             100 * errors / results.characters(test).sum(),

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Greedy CTC decoding of dev, or of the sets that are named: each utterance's character errors.
+"""Character errors of greedy CTC decoding, and CTC losses, of each utterance of dev or other sets.
 
-Writes JSON: for each model's folder name and set, the errors, in the order of the
-utterances' ids.
+Writes JSON: ``errors`` and ``losses`` (in nats), for each model's folder name and set, in the
+order of the utterances' ids.
 """
 
 import argparse
 import json
+import math
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -14,37 +15,47 @@ from pathlib import Path
 import soundfile
 import torch
 from espnet2.tasks.asr import ASRTask
-from torch.nn.utils.rnn import pad_sequence
+from espnet2.text.build_tokenizer import build_tokenizer
+from espnet2.text.token_id_converter import TokenIDConverter
+from torch.nn.functional import ctc_loss
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1] / "egs2/atm_librilight/ssl1/local")
 )
 from results import jiwer_counts, read_text  # noqa: E402
 
-BATCH = 8  # utterances of like length
+
+
+def label_ids(model: torch.nn.Module, text: str) -> torch.Tensor:
+    """The labels of a text (L,), characters as in the model's training."""
+    characters = build_tokenizer("char").text2tokens(text)
+    return torch.tensor(TokenIDConverter(model.token_list).tokens2ids(characters))
 
 
 @torch.no_grad()
-def transcribe(model: torch.nn.Module, speech: list[torch.Tensor]) -> list[str]:
-    """The likeliest label of each frame, repeats and blanks left out.
+def transcribe(
+    model: torch.nn.Module, speech: torch.Tensor, labels: torch.Tensor
+) -> tuple[str, float]:
+    """What is heard, and how unlikely what was said is.
 
     Args:
-        speech: utterances (N,), float.
+        speech: one utterance (N,), float; in a batch, padding would change its scores.
+        labels: of what was said (L,).
+
+    Returns:
+        The likeliest label of each frame, repeats and blanks left out; and the CTC loss in
+        nats, infinite if there are fewer frames than labels.
     """
-    order = sorted(range(len(speech)), key=lambda i: len(speech[i]))
-    said = [""] * len(speech)
-    for begin in range(0, len(order), BATCH):
-        chosen = order[begin : begin + BATCH]
-        batch = [speech[i] for i in chosen]
-        lengths = torch.tensor([len(x) for x in batch])
-        encoded, encoded_lengths = model.encode(pad_sequence(batch, True), lengths)
-        for i, labels, n in zip(chosen, model.ctc.argmax(encoded), encoded_lengths):
-            kept = [k for k, _ in groupby(labels[:n].tolist()) if k != model.blank_id]
-            tokens = (model.token_list[k] for k in kept)
-            said[i] = " ".join("".join(
-                {"<space>": " ", "<unk>": "", "<sos/eos>": ""}.get(x, x) for x in tokens
-            ).split())
-    return said
+    encoded, lengths = model.encode(speech[None], torch.tensor([len(speech)]))
+    scores = model.ctc.log_softmax(encoded)
+    loss = ctc_loss(
+        scores.transpose(0, 1), labels[None], lengths, torch.tensor([len(labels)]),
+        model.blank_id, "sum",
+    )
+    kept = [k for k, _ in groupby(scores[0].argmax(1).tolist()) if k != model.blank_id]
+    tokens = (model.token_list[k] for k in kept)
+    heard = "".join({"<space>": " ", "<unk>": "", "<sos/eos>": ""}.get(x, x) for x in tokens)
+    return " ".join(heard.split()), loss.item()
 
 
 def main() -> None:
@@ -55,7 +66,8 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+", help="folders of asr_train")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, dict[str, list[int]]] = {}
+    errors: dict[str, dict[str, list[int]]] = {}
+    losses: dict[str, dict[str, list[float]]] = {}
     for folder in args.models:
         model, _ = ASRTask.build_model_from_file(
             folder / "config.yaml", folder / "valid.cer_ctc.best.pth", "cpu"
@@ -65,15 +77,20 @@ def main() -> None:
             wavs = read_text(args.data_dir / name / "wav.scp")
             text = read_text(args.data_dir / name / "text")
             utts = sorted(wavs)
-            speech = [
-                torch.from_numpy(soundfile.read(wavs[u], dtype="float32")[0]) for u in utts
-            ]
-            said = transcribe(model, speech)
-            counts = jiwer_counts([text[u] for u in utts], said, "cer")
-            found.setdefault(folder.name, {})[name] = counts.errors.tolist()
+            heard, found = [], []
+            for utt in utts:
+                speech = torch.from_numpy(soundfile.read(wavs[utt], dtype="float32")[0])
+                words, loss = transcribe(model, speech, label_ids(model, text[utt]))
+                if not math.isfinite(loss):
+                    raise ValueError(f"{name}, {utt}: has fewer frames than characters")
+                heard.append(words)
+                found.append(float(f"{loss:.5g}"))
+            counts = jiwer_counts([text[u] for u in utts], heard, "cer")
+            errors.setdefault(folder.name, {})[name] = counts.errors.tolist()
+            losses.setdefault(folder.name, {})[name] = found
             print(f"{folder.name}, {name}: CER {counts.rate:.2f} %", flush=True)
-            print(f"  {utts[0]}: {said[0]!r} for {text[utts[0]]!r}")
-    args.output.write_text(json.dumps(found) + "\n")
+            print(f"  {utts[0]}: {heard[0]!r} for {text[utts[0]]!r}")
+    args.output.write_text(json.dumps({"errors": errors, "losses": losses}) + "\n")
 
 
 if __name__ == "__main__":

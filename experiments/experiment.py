@@ -609,7 +609,7 @@ def carry_out(work: Work, run: Run, plan: Plan) -> None:
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "curves": {x.name: curves(x) for x in trained},
-        "errors": json.loads(decoded.read_text(encoding="utf-8")),
+        **json.loads(decoded.read_text(encoding="utf-8")),
     })
     for path in folder.iterdir():  # logs and configs stay, weights of 40 MB go
         if path.is_dir():

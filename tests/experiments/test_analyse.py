@@ -24,13 +24,20 @@ CHARACTERS = [10, 20, 30, 40]
 
 
 def made(errors: dict) -> analyse.Results:
-    """Results of ``{arm: {seed: errors of each utterance}}``, the same in every test."""
+    """Results of ``{arm: {seed: errors of each utterance}}``, the same in every test.
+
+    Losses are half of them.
+    """
     sets = {x: {"levels": LEVELS, "characters": CHARACTERS} for x in analyse.TESTS}
     results = analyse.Results("hubert", sets)
     for arm, seeds in errors.items():
         for seed, found in seeds.items():
             results.runs[arm][seed] = {
-                "errors": {x: dict.fromkeys(analyse.TESTS, found) for x in analyse.LABELLED}
+                "errors": {x: dict.fromkeys(analyse.TESTS, found) for x in analyse.LABELLED},
+                "losses": {
+                    x: dict.fromkeys(analyse.TESTS, [n / 2 for n in found])
+                    for x in analyse.LABELLED
+                },
             }
     return results
 
@@ -40,9 +47,19 @@ def test_a_rate_is_of_all_characters():
     assert results.rates("A", "train30", "test_clean") == pytest.approx([10.0, 10.0])
 
 
+def test_losses_are_compared_as_errors_are():
+    results = made({"A": {0: [1, 2, 3, 4], 1: [5, 5, 5, 5]}, "B": {0: [0, 1, 2, 3], 1: [4] * 4}})
+    errors = analyse.difference(results, ("B", "A"), "train30", "test_clean")
+    results.measure = "losses"
+    losses = analyse.difference(results, ("B", "A"), "train30", "test_clean")
+    assert losses.mean == pytest.approx(errors.mean / 2)
+    assert losses.low == pytest.approx(errors.low / 2)
+    assert losses.p == errors.p
+
+
 def test_errors_are_summed_by_level():
     results = made({"A": {0: [1, 2, 3, 4]}})
-    found = results.errors("A", [0], "train30", "test_clean")
+    found = results.totals("A", [0], "train30", "test_clean")
     assert found.tolist() == [[4, 2, 4]]
     assert results.characters("test_clean").tolist() == [40, 20, 40]
 
@@ -123,6 +140,10 @@ def write_results(folder, runs):
                 x: {y: rng.integers(0, 9, 4).tolist() for y in analyse.TESTS}
                 for x in analyse.LABELLED
             },
+            "losses": {
+                x: {y: rng.random(4).tolist() for y in analyse.TESTS}
+                for x in analyse.LABELLED
+            },
         }
         (folder / f"{run.name}.json").write_text(json.dumps(found))
     shared = {
@@ -150,7 +171,7 @@ def test_tables_and_plots_of_all_runs_and_of_some(tmp_path, monkeypatch):
         assert "| A 0.49 | random masks |" in text
         assert f"that are missing: {missing}" in text
         assert f"a CPU ({len(chosen) - 12 * (chosen is runs)} runs)" in text
-        assert f"different ones: plain scores {2 if len(chosen) == 20 else 5}." in text
+        assert f"so many different: plain scores {2 if len(chosen) == 20 else 5}." in text
     assert "### CER by arm, best_rq" in text
     rows = [x for x in text.splitlines() if x.startswith("| 0.")]
     assert len(rows) == 11  # A at 0.49 besides A and B at five fractions
@@ -166,7 +187,7 @@ def test_tables_and_plots_of_the_first_runs(tmp_path, monkeypatch, arms):
     write_results(tmp_path, [x for x in main_runs("hubert") if x.arm in arms and x.seed == 0])
     analyse.main(["--results", str(tmp_path)])
     text = (tmp_path / "README.md").read_text()
-    assert all(f"\n| {arm} | {ARMS[arm].what} | 1 |" in text for arm in arms)
+    assert all(text.count(f"\n| {arm} | {ARMS[arm].what} | 1 |") == 2 for arm in arms)
     assert "A (seeds 0 1 2 3 4)" in text
 
 
@@ -178,7 +199,7 @@ def test_what_is_described_has_no_p(tmp_path, monkeypatch):
     for names, p in ((COMPARISONS, r"[01]\.\d{3}"), (DESCRIBED, "-")):
         for pair in names:
             found = [x for x in rows if x.startswith(f"| {' - '.join(pair)} | ")]
-            assert len(found) == 4  # two labelled sets, two tests
+            assert len(found) == 8  # two measures, two labelled sets, two tests
             assert all(re.search(rf"\| {p} \| {p} \|$", x) for x in found)
 
 
