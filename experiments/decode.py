@@ -70,7 +70,7 @@ def main() -> None:
     losses: dict[str, dict[str, list[float]]] = {}
     for folder in args.models:
         model, _ = ASRTask.build_model_from_file(
-            folder / "config.yaml", folder / "valid.cer_ctc.best.pth", "cpu"
+            folder / "config.yaml", folder / "valid.cer_ctc.ave.pth", "cpu"
         )
         model.eval()
         for name in args.sets:
