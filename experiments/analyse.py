@@ -308,7 +308,7 @@ def made_with(results: Results) -> str:
         for name, checksum in run["inputs"].items():
             made[name].add(checksum)
     found = ", ".join(f"{name} {len(sums)}" for name, sums in sorted(made.items()))
-    lines.append(f"Runs were made with so many different: {found}.")
+    lines.append(f"Different files that runs were made with: {found}.")
     return "\n".join(lines)
 
 

@@ -171,7 +171,7 @@ def test_tables_and_plots_of_all_runs_and_of_some(tmp_path, monkeypatch):
         assert "| A 0.49 | random masks |" in text
         assert f"that are missing: {missing}" in text
         assert f"a CPU ({len(chosen) - 12 * (chosen is runs)} runs)" in text
-        assert f"so many different: plain scores {2 if len(chosen) == 20 else 5}." in text
+        assert f"Different files that runs were made with: plain scores {2 if len(chosen) == 20 else 5}." in text
     assert "### CER by arm, best_rq" in text
     rows = [x for x in text.splitlines() if x.startswith("| 0.")]
     assert len(rows) == 11  # A at 0.49 besides A and B at five fractions
