@@ -203,6 +203,18 @@ def test_what_is_described_has_no_p(tmp_path, monkeypatch):
             assert all(re.search(rf"\| {p} \| {p} \|$", x) for x in found)
 
 
+@pytest.mark.parametrize("seeds, tested", [(1, False), (2, False), (3, True)])
+def test_few_seeds_have_no_p(tmp_path, monkeypatch, seeds, tested):
+    monkeypatch.setattr(analyse, "DRAWS", 100)
+    runs = [x for x in main_runs("hubert") if x.seed < seeds or x.arm in "AC"]
+    write_results(tmp_path, runs)
+    analyse.main(["--results", str(tmp_path)])
+    rows = (tmp_path / "README.md").read_text().splitlines()
+    found = [x for x in rows if re.match(rf"\| (B - A|H - E) \| \w+ \| {seeds} \|", x)]
+    assert len(found) == 16  # two comparisons, two measures, two labelled sets, two tests
+    assert all(x.endswith("| - | - |") != tested for x in found)
+
+
 def test_a_page_without_marks_is_refused(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("no marks\n")
