@@ -208,9 +208,10 @@ def comparison_table(results: Results, labelled: str) -> str:
         enough = [x for x in there if x.seeds >= TESTED_SEEDS]
         corrected = dict(zip((x.names for x in enough), holm(x.p for x in enough)))
         for x in there:
-            p = [x.p, corrected[x.names]] if x.names in corrected else []
-            tested.append([*difference_cells(x, test), *(f"{y:.3f}" for y in p)])
-            tested[-1] += ["-"] * (2 - len(p))
+            p = ["-", "-"]
+            if x.names in corrected:
+                p = [f"{x.p:.3f}", f"{corrected[x.names]:.3f}"]
+            tested.append([*difference_cells(x, test), *p])
         for names in DESCRIBED:
             x = difference(results, names, labelled, test)
             if x is not None:
@@ -418,23 +419,29 @@ def plot(folder: Path, images: Path) -> None:
     figure.tight_layout()
     figure.savefig(images / "cer_by_arm.png", dpi=110)
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
-    for axis, labelled in zip(axes, LABELLED):
-        for shift, (test, colour) in zip((-0.15, 0.15), zip(TESTS, ("C0", "C3"))):
-            for i, names in enumerate(COMPARISONS):
-                found = difference(results, names, labelled, test)
-                if found is not None:
-                    axis.plot([found.low, found.high], [i + shift] * 2, colour)
-                    axis.plot(found.mean, i + shift, f"{colour}o")
-            axis.plot([], [], f"{colour}o", label=f"{TESTS[test]} test")
-        axis.axvline(0, color="0.7", linewidth=1, zorder=0)
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), sharey=True, sharex="row")
+    for row, (measure, unit) in zip(axes, UNITS.items()):
+        measured = Results.read(folder, setup["objective"], measure)
+        for axis, labelled in zip(row, LABELLED):
+            for shift, (test, colour) in zip((-0.15, 0.15), zip(TESTS, ("C0", "C3"))):
+                for i, names in enumerate(COMPARISONS):
+                    found = difference(measured, names, labelled, test)
+                    if found is not None:
+                        axis.plot([found.low, found.high], [i + shift] * 2, colour)
+                        axis.plot(found.mean, i + shift, f"{colour}o")
+                axis.plot([], [], f"{colour}o", label=f"{TESTS[test]} test")
+            axis.axvline(0, color="0.7", linewidth=1, zorder=0)
+            axis.set_xlabel(unit)
+    for axis, labelled in zip(axes[0], LABELLED):
         axis.set_title(f"fine-tuned on {LABELLED[labelled]}")
-        axis.set_xlabel("difference in CER, points: left of 0 the first is better")
     named = [f"{' - '.join(names)}: {what}" for names, what in COMPARISONS.items()]
-    axes[0].set_yticks(range(len(named)), named)
-    axes[0].invert_yaxis()
-    axes[0].legend(fontsize=8)
-    figure.suptitle(f"{results.objective}: pre-registered comparisons, 95 % intervals")
+    axes[0][0].set_yticks(range(len(named)), named)
+    axes[0][0].invert_yaxis()
+    axes[0][0].legend(fontsize=8)
+    figure.suptitle(
+        f"{results.objective}: pre-registered comparisons, 95 % intervals; left of 0 the first "
+        "is better"
+    )
     figure.tight_layout()
     figure.savefig(images / "comparisons.png", dpi=110)
 
