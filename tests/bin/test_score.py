@@ -143,7 +143,7 @@ def many(corpus, tmp_path_factory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("jobs", [1, 4])
+@pytest.mark.parametrize("jobs", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_at_twenty_random_moments(asr, many, processes, tmp_path, jobs):
     """Nothing is lost, nothing is there twice, and the bytes are the same."""
     lines = many.read_text().splitlines(keepends=True)

@@ -91,6 +91,7 @@ def test_settings(recipe, options, config, head_epochs):
     assert "--head_args --scheduler none" in line
 
 
+@pytest.mark.slow
 def test_data_are_prepared_once(recipe):
     """And what could not be prepared, again."""
     prepare = [*SAME, "--stop_stage", "2"]
@@ -130,6 +131,7 @@ def is_number(cell: str) -> bool:
     return re.fullmatch(r"\d+(\.\d+)?", cell) is not None
 
 
+@pytest.mark.slow
 def test_lines_of_the_paper(recipe):
     """Scorer, scores, pre-training, RNN-T with a frozen start, RESULTS.md."""
     log = call(recipe, [*PAPER, "--", *TINY])
@@ -169,6 +171,7 @@ def test_lines_of_the_paper(recipe):
     assert section(recipe, "Figure 5 of the paper, size mini") == cells
 
 
+@pytest.mark.slow
 def test_figure_6_of_the_pre_training_that_is_there(recipe):
     figure = ["local/paper.sh", "--figure", "6", "--row", "ATM", "--model_size", "mini"]
     log = call(recipe, [*figure, "--", *TINY])
@@ -178,6 +181,7 @@ def test_figure_6_of_the_pre_training_that_is_there(recipe):
     assert loss > 0 and 0 < used <= 100 and 0 <= accuracy <= 1
 
 
+@pytest.mark.slow
 def test_the_other_head_and_a_further_set(recipe):
     """CTC on LibriSpeech and on AMI, from the same pre-training, with its own line."""
     log = call(
@@ -198,6 +202,7 @@ def test_the_other_head_and_a_further_set(recipe):
     )
 
 
+@pytest.mark.slow
 def test_a_published_scorer_beside_the_other(recipe, tmp_path):
     """A packed file as the tag, with a name: here of the same model and scores."""
     scorer = recipe / "exp/librilight" / f"asr_{SCORER}"

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def recipe(corpus, tmp_path):
     return recipe
 
 
+@pytest.mark.slow
 def test_a_scorer_of_hugging_faces_scores(recipe, make_ctc):
     """Named by its folder; a language makes another one of it, where it has languages."""
     folder = make_ctc()
@@ -81,46 +83,49 @@ def test_a_scorer_of_hugging_faces_scores(recipe, make_ctc):
     assert len(list(recipe.glob("exp/x/confidence_*"))) == 2
 
 
+def run_stages(recipe: Path, asr: tuple, *options) -> subprocess.CompletedProcess:
+    """From stage 6 on."""
+    return subprocess.run(
+        [
+            *("./atm.sh", "--corpus", "x", "--skip_data_prep", "true"),
+            *("--train_set", "pool", "--valid_set", "pool_dev"),
+            *("--asr_train_set", "labelled", "--asr_valid_set", "labelled"),
+            *("--test_sets", "labelled", "--objective", "best_rq"),
+            *("--scorer_config", str(asr[0]), "--scorer_model", str(asr[1])),
+            *("--nj", "2", "--stage", "6", *options),
+        ],
+        cwd=recipe,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def scores_of(recipe: Path) -> Path:
+    (found,) = recipe.glob("exp/x/confidence_*")
+    return found
+
+
 def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
-    def run(*options) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [
-                *("./atm.sh", "--corpus", "x", "--skip_data_prep", "true"),
-                *("--train_set", "pool", "--valid_set", "pool_dev"),
-                *("--asr_train_set", "labelled", "--asr_valid_set", "labelled"),
-                *("--test_sets", "labelled", "--objective", "best_rq"),
-                *("--scorer_config", str(asr[0]), "--scorer_model", str(asr[1])),
-                *("--nj", "2", "--stage", "6", *options),
-            ],
-            cwd=recipe,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-
-    def folder():
-        (found,) = recipe.glob("exp/x/confidence_*")
-        return found
-
     # One in each of the two jobs.
-    done = run("--stop_stage", "6", "--max_skipped", "1")
+    done = run_stages(recipe, asr, "--stop_stage", "6", "--max_skipped", "1")
     assert done.returncode == 1, done.stdout + done.stderr
     assert (
         "2 utterances of pool have no score, more than --max_skipped 1: "
-        f"{folder().relative_to(recipe)}/pool/skipped says which and why" in done.stderr
+        f"{scores_of(recipe).relative_to(recipe)}/pool/skipped says which and why" in done.stderr
     )
     assert "by --max_skipped 2" in done.stderr
-    summary = json.loads((folder() / "pool/summary.json").read_text())
+    summary = json.loads((scores_of(recipe) / "pool/summary.json").read_text())
     assert sum(summary["skipped"].values()) == 2 and summary["utterances"] == 2
     assert re.search(r"skipped: \{.*too short for one frame': 2", done.stdout)
-    skipped = (folder() / "pool/skipped").read_text().splitlines()
+    skipped = (scores_of(recipe) / "pool/skipped").read_text().splitlines()
     assert [line.split()[0] for line in skipped] == ["pool-0", "pool-3"]
 
     # With a wider bound, scores that are there stay, however they are computed now.
     options = ("--max_skipped", "2", "--score_opts", "--num_workers 2")
-    done = run("--stop_stage", "9", *options)
+    done = run_stages(recipe, asr, "--stop_stage", "9", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    log = (folder() / "pool/logdir/score.1.log").read_text()
+    log = (scores_of(recipe) / "pool/logdir/score.1.log").read_text()
     assert "2 utterances, 1 of them scored already" in log
     assert "2 of 4 utterances kept" in done.stdout
     assert "2 have no confidence in" in done.stdout
@@ -129,8 +134,19 @@ def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
         shape = recipe / f"exp/x/ssl_stats_raw/{mode}/speech_shape"
         assert {x.split()[0] for x in shape.read_text().splitlines()} == ids
 
-    # Statistics of other utterances, of another front end or with other arguments are not
-    # taken for a run's own.
+    # Tracks in the folder of the utterances that are left are of those utterances.
+    (subset,) = scores_of(recipe).glob("pool_min0_*")
+    for name in ("confidence.scp", "utt2confidence", "utt2audio"):
+        lines = (subset / name).read_text().splitlines()
+        assert {x.split()[0] for x in lines} == kept["train"], name
+
+
+@pytest.mark.slow
+def test_statistics_of_other_data_are_not_taken_for_a_runs_own(recipe, asr):
+    """Of other utterances, of another front end, or with other arguments."""
+    options = ("--max_skipped", "2")
+    done = run_stages(recipe, asr, "--stop_stage", "9", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
     front_end = yaml.safe_load((recipe / "conf/train.yaml").read_text())
     front_end["frontend_conf"]["n_mels"] = 40
     (recipe / "train_own.yaml").write_text(yaml.safe_dump(front_end))
@@ -139,32 +155,28 @@ def test_pre_training_goes_on_without_what_cannot_be_scored(recipe, asr):
         ("--ssl_args", "--use_preprocessor false"),
         ("--objective", "", "--train_config", "train_own.yaml", "--nclusters", "4"),
     ):
-        done = run("--stage", "10", "--stop_stage", "10", *options, *other)
+        done = run_stages(recipe, asr, "--stage", "10", "--stop_stage", "10", *options, *other)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "has no statistics of these data and settings" in done.stderr
         assert not list(recipe.glob("exp/x/ssl_*/train.log"))
 
-    # Tracks in the folder of the utterances that are left are of those utterances.
-    (subset,) = folder().glob("pool_min0_*")
-    for name in ("confidence.scp", "utt2confidence", "utt2audio"):
-        lines = (subset / name).read_text().splitlines()
-        assert {x.split()[0] for x in lines} == kept["train"], name
 
-    # A set without utterances is not scored.
-    wav_scp = recipe / "dump/x/raw/pool_dev/wav.scp"
-    lines = wav_scp.read_text()
-    wav_scp.write_text("")
-    done = run("--stop_stage", "6")
+def test_a_set_without_utterances_is_not_scored(recipe, asr):
+    (recipe / "dump/x/raw/pool_dev/wav.scp").write_text("")
+    done = run_stages(recipe, asr, "--stop_stage", "6")
     assert done.returncode == 1
     assert "raw/pool_dev/wav.scp is missing or empty" in done.stderr
-    wav_scp.write_text(lines)
 
-    # Another config of the scorer means other scores.
+
+@pytest.mark.slow
+def test_another_config_of_the_scorer_means_other_scores(recipe, asr):
+    done = run_stages(recipe, asr, "--stop_stage", "6", "--max_skipped", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
     config = recipe / "config.yaml"
     config.write_text(asr[0].read_text() + "# changed\n")
     options = ("--stage", "7", "--stop_stage", "7", "--scorer_config", str(config))
-    assert run(*options).returncode != 0  # nothing to report on
+    assert run_stages(recipe, asr, *options).returncode != 0  # nothing to report on
     assert len(list(recipe.glob("exp/x/confidence_*"))) == 2
-    done = run("--score_opts", "--max_skipped 2")
+    done = run_stages(recipe, asr, "--score_opts", "--max_skipped 2")
     assert done.returncode == 1
     assert "--max_skipped is an option of its own" in done.stderr
