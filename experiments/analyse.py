@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 import numpy as np
-from arms import ARMS, COMPARISONS, DESCRIBED, PAPER_RANDOM, RATIO, SEEDS, main_runs
+from arms import (
+    ARMS,
+    COMPARISONS,
+    DESCRIBED,
+    PAPER_RANDOM,
+    RATIO,
+    SEEDS,
+    Run,
+    further_runs,
+    main_runs,
+)
 from scipy.stats import t as student
 
 HERE = Path(__file__).resolve().parent
@@ -272,15 +282,14 @@ def sweep_table(results: Results) -> str:
     return markdown(header, sorted(rows))
 
 
-def cost_table(results: Results) -> tuple[str, list[str]]:
-    """Minutes of a run by step; and the runs that are missing."""
+def cost_table(runs: list[dict[str, Any]]) -> str:
+    """Minutes of a run by step."""
     spent = defaultdict(list)
-    for runs in results.runs.values():
-        for run in runs.values():
-            for step, cpu in run["cpu_seconds"].items():
-                spent[step].append((cpu, run["wall_seconds"][step]))
-            times = (sum(run[f"{x}_seconds"].values()) for x in ("cpu", "wall"))
-            spent["all"].append(tuple(times))
+    for run in runs:
+        for step, cpu in run["cpu_seconds"].items():
+            spent[step].append((cpu, run["wall_seconds"][step]))
+        times = (sum(run[f"{x}_seconds"].values()) for x in ("cpu", "wall"))
+        spent["all"].append(tuple(times))
     spent["all"] = spent.pop("all")  # last
     rows = []
     for step, seconds in spent.items():
@@ -289,22 +298,23 @@ def cost_table(results: Results) -> tuple[str, list[str]]:
             step, f"{len(seconds)} runs", f"{np.median(cpu):.1f}", f"{np.median(wall):.1f}",
             f"{cpu.sum() / 60:.1f}",
         ])
-    table = markdown(
+    return markdown(
         ["step", "of", "CPU minutes, median", "wall minutes, median", "CPU hours, all"], rows
     )
-    missing = defaultdict(list)
-    for run in sorted(
-        main_runs(results.objective), key=lambda run: (run.arm, run.ratio, run.seed)
-    ):
+
+
+def missing(runs: Iterable[Run], results: Results) -> str:
+    """Those that have left no results, by arm."""
+    seeds = defaultdict(list)
+    for run in sorted(runs, key=lambda run: (run.arm, run.ratio, run.seed)):
         key = arm_key(run.arm, None if run.arm == "N" else run.ratio)
         if run.seed not in results.runs.get(key, {}):
-            missing[key].append(str(run.seed))
-    return table, [f"{key} (seeds {' '.join(seeds)})" for key, seeds in missing.items()]
+            seeds[key].append(str(run.seed))
+    return ", ".join(f"{key} (seeds {' '.join(x)})" for key, x in seeds.items()) or "none"
 
 
-def made_with(results: Results) -> str:
+def made_with(runs: list[dict[str, Any]]) -> str:
     """Versions, processors, and how many scorers, clusterings and scores the runs are of."""
-    runs = [run for runs in results.runs.values() for run in runs.values()]
     found = Counter(f"{k} {v}" for run in runs for k, v in run["versions"].items())
     lines = ["Versions: " + ", ".join(sorted(found)) + "."]
     found = Counter(run["processor"] for run in runs)
@@ -321,8 +331,9 @@ def made_with(results: Results) -> str:
 def tables(folder: Path) -> str:
     """All tables, as they stand in README.md."""
     setup = json.loads((folder / "setup.json").read_text(encoding="utf-8"))
-    results = Results.read(folder, setup["objective"])
-    costs, missing = cost_table(results)
+    results, other = (Results.read(folder, setup[x]) for x in ("objective", "second"))
+    runs = [x for runs in results.runs.values() for x in runs.values()]
+    runs += [x for key, runs in other.runs.items() for x in runs.values() if key != "N"]
     parts = [
         f"### CER by arm, {results.objective}",
         "In percent: mean over seeds, ± their standard deviation, and the 95 % interval of "
@@ -347,18 +358,24 @@ def tables(folder: Path) -> str:
         "### Masked prediction on held-out Dutch", prediction_table(results),
         "### Masked fraction, seed 0", sweep_table(results),
     ]
-    second = setup.get("second")
-    if second:
-        other = Results.read(folder, second)
-        if any(key != "N" for key in other.runs):
-            parts += [f"### CER by arm, {second}", arm_table(other)]
-            for labelled in LABELLED:
-                parts.append(comparison_table(other, labelled))
+    if any(key != "N" for key in other.runs):
+        parts += [f"### CER by arm, {other.objective}", arm_table(other)]
+        for labelled in LABELLED:
+            parts += [
+                f"### Comparisons, {other.objective}, fine-tuned on {LABELLED[labelled]}",
+                comparison_table(other, labelled),
+            ]
+    further = further_runs(results.objective, other.objective)
     parts += [
         "### The pool as the scorer sees it", pool_table(folder),
         "### Strength of guidance", guidance_table(folder),
-        "### Cost", costs, made_with(results),
-        f"Runs of arms A to N that are missing: {', '.join(missing) or 'none'}.",
+        "### Cost", cost_table(runs), made_with(runs),
+        f"Runs of arms A to N that are missing: {missing(main_runs(results.objective), results)}.",
+        "Further runs that are missing: "
+        + "; ".join(
+            f"{x.objective}: {missing((r for r in further if r.objective == x.objective), x)}"
+            for x in (results, other)
+        ) + ".",
     ]
     return "\n".join(x if x.endswith("\n") else f"{x}\n" for x in parts if x)
 
@@ -428,6 +445,9 @@ def plot(folder: Path, images: Path) -> None:
                     found = difference(measured, names, labelled, test)
                     if found is not None:
                         axis.plot([found.low, found.high], [i + shift] * 2, colour)
+                        if found.seeds >= TESTED_SEEDS:
+                            axis.plot([found.t_low, found.t_high], [i + shift] * 2,
+                                      f"{colour}|:", linewidth=1)
                         axis.plot(found.mean, i + shift, f"{colour}o")
                 axis.plot([], [], f"{colour}o", label=f"{TESTS[test]} test")
             axis.axvline(0, color="0.7", linewidth=1, zorder=0)
@@ -439,8 +459,8 @@ def plot(folder: Path, images: Path) -> None:
     axes[0][0].invert_yaxis()
     axes[0][0].legend(fontsize=8)
     figure.suptitle(
-        f"{results.objective}: pre-registered comparisons, 95 % intervals; left of 0 the first "
-        "is better"
+        f"{results.objective}: pre-registered comparisons, left of 0 the first is better; 95 %\n"
+        "intervals: line, of levels and seeds drawn; dotted, t of the seeds' differences"
     )
     figure.tight_layout()
     figure.savefig(images / "comparisons.png", dpi=110)

@@ -13,13 +13,14 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import IO, Any, Callable, NamedTuple
 
 import soundfile
 import yaml
@@ -55,6 +56,7 @@ LAYER, CLUSTERS = 3, 64  # of the scorer: HuBERT's labels
 VALIDATION = {"mask_ratio": 0.40, "span": SPAN, "strategy": "random", "exact": True}
 TRACKS = ("plain", "gated")
 BEST = "valid.cer_ctc.best.pth"  # of the scorer
+MADE_OF = "made_of.json"  # of a folder whose work is not done
 AVERAGED = 3  # best epochs, in what is decoded, as in ESPnet's recipes
 KINDS = {  # of audio in the pool, and the third that they are in
     "dutch": "target",
@@ -66,6 +68,7 @@ KINDS = {  # of audio in the pool, and the third that they are in
     "reversed": "junk",
     "silence": "junk",
 }
+NONE_LEFT = 3  # exit code of --left: 1 and 2 are those of faults
 PACKAGES = ("espnet", "torch", "numpy", "silero-vad", "jiwer")
 
 
@@ -85,6 +88,31 @@ class Work:
         self.root, self.results = root, results
         self.data = root / "data"
         self.lists = root / "lists"
+        self.lock: IO | None = None  # held while anything is at work here
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+
+    def take(self) -> None:
+        """Be the only one at work here.
+
+        What is started holds the lock too: a process that outlives us goes on writing.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.root / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(
+                f"{self.root}: another experiment.py is at work here, or what a killed one "
+                "had started: wait for its end, or end it"
+            )
+
+    def stop(self, signum: int, _: Any) -> None:
+        """End with all that was started: a handler of signals."""
+        self.stopped = True
+        for process in list(self.running):
+            process.terminate()
+        sys.exit(128 + signum)
 
     def result(self, run: Run) -> Path:
         """Where a run leaves what it found, last of all."""
@@ -100,12 +128,19 @@ class Work:
         Raises:
             Failed: when it ends badly.
         """
+        if self.stopped:
+            raise Failed("stopped")
         log.parent.mkdir(parents=True, exist_ok=True)
         given = [sys.executable, *map(str, words)]
+        held = [self.lock.fileno()] if self.lock else []
         with open(log, "a", encoding="utf-8") as out:
             print("#", *given, file=out, flush=True)
-            process = subprocess.Popen(given, stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                given, stdout=out, stderr=subprocess.STDOUT, pass_fds=held
+            )
+            self.running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
+            self.running.remove(process)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise Failed(f"exit code {process.returncode}, see {log}")
@@ -170,6 +205,20 @@ def write_json(path: Path, content: Any) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def go_on(folder: Path, made_of: dict[str, Any]) -> None:
+    """Keep what a folder holds if it is of the same settings and files; else begin anew.
+
+    Args:
+        made_of: whatever JSON can hold.
+    """
+    file = folder / MADE_OF
+    made_of = json.loads(json.dumps(made_of))
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != made_of:
+        if folder.exists():
+            shutil.rmtree(folder)
+        write_json(file, made_of)
 
 
 def save(path: Path, weights: dict) -> None:
@@ -291,7 +340,7 @@ def train_asr(
     config = write_yaml(
         folder.with_suffix(".yaml"), asr_config(exported, folder.name, seed)
     )
-    words = ["--config", config, "--output_dir", folder, "--ngpu", 0]
+    words = ["--config", config, "--output_dir", folder, "--ngpu", 0, "--resume", "true"]
     words += ["--token_type", "char", "--token_list", work.lists / "tokens.txt"]
     for split, name in (("train", train), ("valid", "dev")):
         words += stream(
@@ -351,11 +400,15 @@ def train_scorer(work: Work) -> Path:
         Failed: when another one has been at work here.
     """
     scorer = work.results / "scorer"
-    if not (scorer / BEST).is_file():
+    model, known = scorer / BEST, work.root / "scorer.md5"
+    if known.is_file() and not (model.is_file() and known.read_text() == checksum(model)):
+        raise Failed(f"{work.root}: is of another scorer than {scorer}: give another --work")
+    if not model.is_file():
         import torch
 
         print(f"{time.strftime('%H:%M:%S')} scorer", flush=True)
         trained = work.root / "scorer"
+        go_on(trained, asr_config(None, "scorer", PILOT_SEED))
         train_asr(work, trained, "train30", PILOT_SEED)
         config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
         here = str(work.root)
@@ -363,14 +416,11 @@ def train_scorer(work: Work) -> Path:
             scorer / "config.yaml", {k: v for k, v in config.items() if here not in str(v)}
         )
         # In half precision, which is half as much to keep, for all that is made with it.
-        save(scorer / BEST, {
+        save(model, {
             k: v.half() if v.is_floating_point() else v
             for k, v in torch.load(trained / BEST, "cpu").items()
         })
-    known, found = work.root / "scorer.md5", checksum(scorer / BEST)
-    if known.is_file() and known.read_text() != found:
-        raise Failed(f"{work.root}: is of another scorer than {scorer}: give another --work")
-    known.write_text(found)
+    known.write_text(checksum(model))
     return scorer
 
 
@@ -388,7 +438,7 @@ def score(work: Work) -> None:
             )
 
 
-def describe(work: Work, objective: str, second: str | None) -> None:
+def describe(work: Work, objective: str, second: str) -> None:
     """What the analysis needs besides the runs: of the utterances, the pool, guidance.
 
     With the scores of the first machine that runs are made on: they are not described anew.
@@ -527,7 +577,7 @@ def pretrain_words(work: Work, run: Run, folder: Path, config: Path) -> list:
     """The words of ``ssl_train``; it goes on from the scorer."""
     arm = ARMS[run.arm]
     words = ["-m", "espnet_atm", "-m", "espnet2.bin.ssl_train", "--config", config]
-    words += ["--output_dir", folder, "--ngpu", 0]
+    words += ["--output_dir", folder, "--ngpu", 0, "--resume", "true"]
     for split, name in (("train", "pool"), ("valid", "dev")):
         streams = [(work.data / name / "wav.scp", "speech", "sound")]
         if arm.reads_scores:
@@ -565,7 +615,11 @@ def curves(folder: Path) -> dict[str, dict[str, list]]:
 def carry_out(work: Work, run: Run, plan: Plan) -> None:
     """Pre-train, fine-tune on each labelled set, decode; leave the results."""
     folder = work.root / "runs" / run.name
-    folder.mkdir(parents=True, exist_ok=True)
+    go_on(folder, {
+        "inputs": inputs(work, run),
+        "ssl": None if run.arm == "N" else ssl_config(run),
+        **{name: asr_config(None, name, run.seed) for name in plan.labelled},
+    })
     file = folder / "steps.json"  # what is done, and how long it took
     steps = json.loads(file.read_text()) if file.is_file() else {"cpu": {}, "wall": {}}
 
@@ -613,6 +667,7 @@ def carry_out(work: Work, run: Run, plan: Plan) -> None:
         "curves": {x.name: curves(x) for x in trained},
         **json.loads(decoded.read_text(encoding="utf-8")),
     })
+    (folder / MADE_OF).unlink()  # first: of half a folder nothing goes on
     for path in folder.iterdir():  # logs and configs stay, weights of 40 MB go
         if path.is_dir():
             shutil.rmtree(path)
@@ -701,43 +756,43 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", choices=["time", "pilot", "main", "further"])
-    parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument(
+        "--work", type=Path, help="data and models, of one scorer; default: work in --results"
+    )
     parser.add_argument("--nj", type=int, default=2, help="runs at a time")
     parser.add_argument("--objective", choices=OBJECTIVES, default=OBJECTIVES[0])
     parser.add_argument("--second", choices=OBJECTIVES, default=OBJECTIVES[1])
     parser.add_argument(
-        "--left", action="store_true", help="only say whether a run is not done: exit code 0"
+        "--left", action="store_true",
+        help=f"only say whether runs are left: exit code 0, else {NONE_LEFT}",
     )
     args = parser.parse_args(argv)
-    work = Work(args.work.resolve(), args.results.resolve())
+    work = Work((args.work or args.results / "work").resolve(), args.results.resolve())
     runs = [] if args.stage == "time" else runs_of(args.stage, args.objective, args.second)
     if args.left:
         left = sum(not work.result(run).is_file() for run in runs)
         print(f"{len(runs)} runs, of which {len(runs) - left} are done")
-        sys.exit(0 if left else 1)
+        sys.exit(0 if left else NONE_LEFT)
     os.environ["OMP_NUM_THREADS"] = "1"
-    work.root.mkdir(parents=True, exist_ok=True)
-    with open(work.root / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(f"{work.root}: another experiment.py is at work here")
-        write_lists(work)
-        if args.stage == "time":
+    work.take()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, work.stop)
+    write_lists(work)
+    if args.stage == "time":
+        label(work)
+        time_steps(work)
+    elif args.stage == "pilot":
+        carry_out_all(work, runs, args.nj, PILOT, lambda: label(work))
+        show_pilot(work)
+    else:
+        def prepare() -> None:
             label(work)
-            time_steps(work)
-        elif args.stage == "pilot":
-            carry_out_all(work, runs, args.nj, PILOT, lambda: label(work))
-            show_pilot(work)
-        else:
-            def prepare() -> None:
-                label(work)
-                export_scorer(work)
-                score(work)
-                describe(work, args.objective, args.second)
+            export_scorer(work)
+            score(work)
+            describe(work, args.objective, args.second)
 
-            carry_out_all(work, runs, args.nj, WHOLE, prepare)
+        carry_out_all(work, runs, args.nj, WHOLE, prepare)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,22 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
     assert 88 <= held <= 100
 
 
+@pytest.mark.parametrize("seeds, share", [(3, 0.75), (5, 0.846)])
+def test_where_seeds_decide_the_interval_holds_less_than_it_says(seeds, share):
+    """As README.md says: Student's t at 1.96 sqrt((n - 1) / n)."""
+    n = seeds
+    assert 1 - 2 * analyse.student.sf(1.96 * ((n - 1) / n) ** 0.5, n - 1) == pytest.approx(
+        share, abs=0.001
+    )
+    rng = np.random.default_rng(4)
+    held = 0
+    for _ in range(200):
+        draws = analyse.bootstrap(np.repeat(rng.normal(0, 1, (n, 1)), 4, axis=1), np.ones(4))
+        low, high = np.percentile(draws, [2.5, 97.5])
+        held += low <= 0 <= high
+    assert held / 200 == pytest.approx(share, abs=0.08)
+
+
 def test_holm():
     """Worked by hand: 3 x 0.01, 2 x 0.02, and 0.03, which may not fall behind."""
     assert analyse.holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
@@ -169,10 +185,19 @@ def test_tables_and_plots_of_all_runs_and_of_some(tmp_path, monkeypatch):
         text = readme.read_text()
         assert text.startswith("above\n") and text.endswith("below\n")
         assert "| A 0.49 | random masks |" in text
-        assert f"that are missing: {missing}" in text
-        assert f"a CPU ({len(chosen) - 12 * (chosen is runs)} runs)" in text
+        assert f"Runs of arms A to N that are missing: {missing}" in text
+        assert f"a CPU ({len(chosen)} runs)" in text
         assert f"Different files that runs were made with: plain scores {2 if len(chosen) == 20 else 5}." in text
+        left = {
+            20: "hubert: A 0.20 (seeds 0), A 0.30 (seeds 0), A 0.50 (seeds 0), A 0.60 (seeds 0), "
+            "B 0.20 (seeds 0), B 0.30 (seeds 0), B 0.50 (seeds 0), B 0.60 (seeds 0); "
+            "best_rq: A (seeds 0 1 2), B (seeds 0 1 2), E (seeds 0 1 2), H (seeds 0 1 2)",
+        }.get(len(chosen), "hubert: none; best_rq: none")
+        assert f"\nFurther runs that are missing: {left}.\n" in text
     assert "### CER by arm, best_rq" in text
+    for labelled in analyse.LABELLED.values():
+        heading = f"### Comparisons, best_rq, fine-tuned on {labelled}\n\n| comparison |"
+        assert text.count(heading) == 1
     rows = [x for x in text.splitlines() if x.startswith("| 0.")]
     assert len(rows) == 11  # A at 0.49 besides A and B at five fractions
     images = {x.name for x in (tmp_path / "images").iterdir()}

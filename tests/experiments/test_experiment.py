@@ -1,6 +1,12 @@
 """What the arms of the experiment share, and what they differ in."""
 
+import json
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -169,8 +175,12 @@ def test_the_scorer_is_kept_with_the_results(work, tokens, monkeypatch):
         torch.testing.assert_close(got, given, rtol=1e-3, atol=1e-3, msg=name)
     assert experiment.train_scorer(work) == scorer and len(trained) == 1
     torch.save({}, scorer / experiment.BEST)
-    with pytest.raises(experiment.Failed, match="is of another scorer than .*give another --work"):
-        experiment.train_scorer(work)
+    for model in (scorer / experiment.BEST, None):  # another one, and none
+        if model is None:
+            (scorer / experiment.BEST).unlink()
+        with pytest.raises(experiment.Failed, match="of another scorer than .*another --work"):
+            experiment.train_scorer(work)
+    assert len(trained) == 1
 
 
 def test_all_arms_begin_with_what_the_scorer_learned(work):
@@ -266,3 +276,189 @@ def test_a_degraded_copy_is_as_long_and_another(how):
     assert len(found) == len(speech)
     assert np.abs(found - speech).max() > 0.01
     assert np.array_equal(found, make_data.degrade(speech, how, "utt"))
+
+
+# ------------------------------------------------------------------------------------
+# Stopped at any moment
+# ------------------------------------------------------------------------------------
+def wait_for(ready, what):
+    end = time.time() + 120
+    while not ready():
+        assert time.time() < end, f"no {what} after two minutes"
+        time.sleep(0.1)
+
+
+def test_a_stopped_training_goes_on_from_its_last_epoch(work, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in ("train10", "dev"):
+        wavs = {f"{name}{i}": work.data / name / f"{i}.wav" for i in range(4)}
+        table(work.data / name / "wav.scp", wavs)
+        table(work.data / name / "text", dict.fromkeys(wavs, "aa"))
+        for wav in wavs.values():
+            experiment.soundfile.write(wav, rng.normal(size=16000) / 10, 16000)
+        table(work.lists / f"{name}_shape", dict.fromkeys(wavs, 16000))
+    (work.lists / "tokens.txt").write_text("<blank>\n<unk>\n<space>\na\n<sos/eos>\n")
+    monkeypatch.setattr(experiment, "ASR_STEPS", 2)
+    monkeypatch.setitem(experiment.ASR_EPOCHS, "train10", 30)
+    folder, ended = work.root / "run/train10", []
+
+    def train():
+        try:
+            experiment.train_asr(work, folder, "train10", 0)
+        except experiment.Failed as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    wait_for((folder / "2epoch.pth").exists, "second epoch")
+    with pytest.raises(SystemExit, match="143"):
+        work.stop(signal.SIGTERM, None)
+    thread.join()
+    assert "see" in ended[0]
+    with pytest.raises(experiment.Failed, match="stopped"):  # nothing more is begun
+        experiment.train_asr(work, folder, "train10", 0)
+
+    log = folder.with_suffix(".log")
+    first = log.read_text()
+    work.stopped = False
+    experiment.train_asr(work, folder, "train10", 0)
+    second = log.read_text().removeprefix(first)
+    assert "The training was resumed using" in second
+    assert "1epoch started" not in second and "30epoch started" in second
+
+
+HOLDER = """
+import signal, sys
+sys.path.insert(0, {here!r})
+import experiment
+from pathlib import Path
+work = experiment.Work(Path({root!r}), Path({root!r}))
+work.take()
+signal.signal(signal.SIGTERM, work.stop)
+work.command(Path({root!r}) / "log", "-c", "import os, time; "
+             "open({pid!r}, 'w').write(str(os.getpid())); time.sleep(300)")
+"""
+
+
+def taken(work):
+    try:
+        work.take()
+    except SystemExit:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_what_was_started_ends_too_or_keeps_others_out(work, signum):
+    pid = work.root / "pid"
+    script = HOLDER.format(
+        here=str(ROOT / "experiments"), root=str(work.root), pid=str(pid)
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        wait_for(lambda: pid.exists() and pid.read_text(), "child")
+        child = int(pid.read_text())
+        holder.send_signal(signum)
+        assert holder.wait() in (128 + signum, -signum)
+        if signum == signal.SIGKILL:
+            with pytest.raises(SystemExit, match="what a killed one had started"):
+                work.take()
+            os.kill(child, signal.SIGKILL)
+        wait_for(lambda: taken(work), "end of the child")
+        work.lock.close()
+    finally:
+        holder.kill()
+
+
+def test_a_folder_is_gone_on_with_if_it_is_of_the_same(tmp_path):
+    folder = tmp_path / "run"
+    for made_of, kept in (({"a": (1, 2)}, False), ({"a": [1, 2]}, True), ({"a": 3}, False)):
+        experiment.go_on(folder, made_of)
+        assert (folder / "checkpoint.pth").exists() == kept
+        (folder / "checkpoint.pth").touch()
+
+
+def test_what_is_done_of_a_run_is_not_done_again(work, monkeypatch):
+    """Until its results are there; without them, or with other inputs, all is done anew."""
+    done, faults = [], []
+
+    def command(log, *words):
+        words = list(map(str, words))
+        if faults and faults[0] == log.stem:
+            raise experiment.Failed(faults.pop())
+        done.append(log.stem)
+        if "--output" in words:
+            Path(words[words.index("--output") + 1]).write_text('{"errors": {}}')
+        elif "--output_dir" in words:
+            folder = Path(words[words.index("--output_dir") + 1])
+            folder.mkdir(exist_ok=True)
+            (folder / "config.yaml").write_text(json.dumps(
+                experiment.ssl_config(Run("hubert", "A", 0.4, 0))
+            ))
+            torch.save({"reporter": {"stats": {}}}, folder / "checkpoint.pth")
+            (folder / "a.pth").touch()
+        return 1.0
+
+    monkeypatch.setattr(work, "command", command)
+    monkeypatch.setattr(experiment, "init_params", lambda config, weights: [])
+    monkeypatch.setattr(experiment, "select_pool", lambda *_: work.lists / "pool_shape")
+    scorer = work.results / "scorer" / experiment.BEST
+    labels = work.root / "kmeans/pool/labels.bin"
+    for file in (scorer, labels):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"1")
+    run = Run("hubert", "A", 0.4, 0)
+    whole = ["ssl", "export", "train30", "train10", "decode"]
+
+    def again():
+        done.clear()
+        try:
+            experiment.carry_out(work, run, experiment.WHOLE)
+        except experiment.Failed:
+            pass
+        return list(done)
+
+    faults.append("train10")
+    assert again() == whole[:3]
+    faults.append("decode")
+    assert again() == ["train10"]
+    assert again() == ["decode"]
+    work.result(run).unlink()
+    assert again() == whole
+    work.result(run).unlink()
+    faults.append("decode")
+    assert again() == whole[:-1]
+    labels.write_bytes(b"2")
+    assert again() == whole
+
+
+# ------------------------------------------------------------------------------------
+# run.sh
+# ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stage", ["pilot", "main", "further"])
+def test_whether_runs_are_left_is_said(tmp_path, stage, capsys):
+    words = [stage, "--left", "--results", str(tmp_path)]
+    runs = experiment.runs_of(stage, "hubert", "wav2vec2")
+    work = experiment.Work(tmp_path / "work", tmp_path)
+    for run in runs[1:]:
+        leave_result(work, run)
+    for code, done in ((0, len(runs) - 1), (experiment.NONE_LEFT, len(runs))):
+        with pytest.raises(SystemExit) as ended:
+            experiment.main(words)
+        assert ended.value.code == code
+        assert capsys.readouterr().out == f"{len(runs)} runs, of which {done} are done\n"
+        leave_result(work, runs[0])
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--stage", "mian"], "invalid choice: 'mian'"),
+    (["--objective", "hubbert"], "invalid choice: 'hubbert'"),
+])
+def test_a_fault_is_not_taken_for_nothing_left(tmp_path, words, told):
+    ended = subprocess.run(
+        [ROOT / "experiments/run.sh", "--results", tmp_path / "results", *words],
+        capture_output=True, text=True,
+    )
+    assert ended.returncode == 2
+    assert told in ended.stderr
+    assert not (tmp_path / "results").exists()
