@@ -7,6 +7,7 @@ are not the repository's own, into their folder.
 
 import argparse
 import json
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,6 +208,21 @@ def arm_table(results: Results) -> str:
     return markdown(header, rows)
 
 
+def scorer_line(folder: Path, results: Results) -> str:
+    """What the model that all begin with reads by itself; empty if that is not there."""
+    file = folder / "scorer.json"
+    if not file.is_file():
+        return ""
+    read = json.loads(file.read_text(encoding="utf-8"))[results.measure]["scorer"]
+    cells = []
+    for test, name in TESTS.items():
+        totals = results.by_level(test, read[test])[None]
+        characters = results.characters(test)
+        low, high = np.percentile(bootstrap(totals, characters), [2.5, 97.5])
+        cells.append(f"{100 * totals.sum() / characters.sum():.2f} [{low:.1f}, {high:.1f}] {name}")
+    return f"The scorer itself, not trained again: {', '.join(cells)}."
+
+
 def comparison_table(results: Results, labelled: str) -> str:
     """The six comparisons on both tests, corrected within each; then those described."""
     header = ["comparison", "test", "seeds", UNITS[results.measure], "95 %", "t, by seed"]
@@ -214,14 +230,13 @@ def comparison_table(results: Results, labelled: str) -> str:
     tested, described = [], []
     for test in TESTS:
         found = [difference(results, names, labelled, test) for names in COMPARISONS]
-        there = [x for x in found if x is not None]
-        enough = [x for x in there if x.seeds >= TESTED_SEEDS]
-        corrected = dict(zip((x.names for x in enough), holm(x.p for x in enough)))
-        for x in there:
-            p = ["-", "-"]
-            if x.names in corrected:
-                p = [f"{x.p:.3f}", f"{corrected[x.names]:.3f}"]
-            tested.append([*difference_cells(x, test), *p])
+        enough = [x is not None and x.seeds >= TESTED_SEEDS for x in found]
+        # Those that are missing count as well: the six were decided beforehand.
+        corrected = holm(x.p if ok else 1.0 for x, ok in zip(found, enough))
+        for x, ok, p in zip(found, enough, corrected):
+            if x is not None:
+                cells = [f"{x.p:.3f}", f"{p:.3f}"] if ok else ["-", "-"]
+                tested.append([*difference_cells(x, test), *cells])
         for names in DESCRIBED:
             x = difference(results, names, labelled, test)
             if x is not None:
@@ -241,7 +256,8 @@ def difference_cells(found: Difference, test: str) -> list[str]:
 def last_of(results: Results, key: str, statistic: str) -> np.ndarray:
     """A statistic of validation after the last epoch of pre-training, of each seed."""
     runs = results.runs[key].values()
-    return np.array([run["curves"]["ssl"]["valid"][statistic][-1] for run in runs])
+    last = [run["curves"]["ssl"]["valid"][statistic][-1] for run in runs]
+    return np.array(last, float)  # NaN for None
 
 
 def statistics_of(results: Results) -> list[str]:
@@ -337,7 +353,7 @@ def tables(folder: Path) -> str:
     parts = [
         f"### CER by arm, {results.objective}",
         "In percent: mean over seeds, ± their standard deviation, and the 95 % interval of "
-        "the mean.", arm_table(results),
+        "the mean.", arm_table(results), scorer_line(folder, results),
     ]
     for labelled in LABELLED:
         parts += [
@@ -347,7 +363,7 @@ def tables(folder: Path) -> str:
     losses = Results.read(folder, setup["objective"], "losses")
     parts += [
         f"### CTC loss by arm, {results.objective}", "In nats per 100 characters.",
-        arm_table(losses),
+        arm_table(losses), scorer_line(folder, losses),
     ]
     for labelled in LABELLED:
         parts += [
@@ -492,9 +508,8 @@ def plot(folder: Path, images: Path) -> None:
         for arm in "ABEHK":
             runs = results.runs.get(arm, {}).values()
             if runs:
-                mean = np.mean(
-                    [run["curves"]["ssl"]["valid"][name] for run in runs], axis=0
-                )
+                curves = [run["curves"]["ssl"]["valid"][name] for run in runs]
+                mean = np.array(curves, float).mean(axis=0)
                 axis.plot(range(1, len(mean) + 1), mean, label=f"{arm}: {ARMS[arm].what}")
         axis.set(xlabel="epoch of 200 steps", title=name)
     if any(key != "N" for key in keys):
@@ -531,7 +546,9 @@ def write_tables(page: Path, found: str) -> None:
             raise ValueError(f"{page}: no line {mark.strip()!r}")
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    page.write_text(f"{before}{MARKS[0]}{found}{MARKS[1]}{after}", encoding="utf-8")
+    partial = page.with_name(f"{page.name}.partial")
+    partial.write_text(f"{before}{MARKS[0]}{found}{MARKS[1]}{after}", encoding="utf-8")
+    os.replace(partial, page)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["dev"], help="in data_dir")
+    parser.add_argument("--model_file", default="valid.cer_ctc.ave.pth", help="in each folder")
     parser.add_argument("models", type=Path, nargs="+", help="folders of asr_train")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -70,7 +71,7 @@ def main() -> None:
     losses: dict[str, dict[str, list[float]]] = {}
     for folder in args.models:
         model, _ = ASRTask.build_model_from_file(
-            folder / "config.yaml", folder / "valid.cer_ctc.ave.pth", "cpu"
+            folder / "config.yaml", folder / args.model_file, "cpu"
         )
         model.eval()
         for name in args.sets:

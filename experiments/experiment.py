@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +57,8 @@ SPECAUG = {"freq_mask_width_range": [0, 20], "num_freq_mask": 2, "num_time_mask"
 LAYER, CLUSTERS = 3, 64  # of the scorer: HuBERT's labels
 VALIDATION = {"mask_ratio": 0.40, "span": SPAN, "strategy": "random", "exact": True}
 TRACKS = ("plain", "gated")
+TRAINED_ON = ("train30", "train10", "dev", "pool")
+TESTED_ON = ("test_clean", "test_degraded")
 BEST = "valid.cer_ctc.best.pth"  # of the scorer
 MADE_OF = "made_of.json"  # of a folder whose work is not done
 AVERAGED = 3  # best epochs, in what is decoded, as in ESPnet's recipes
@@ -139,6 +143,8 @@ class Work:
                 given, stdout=out, stderr=subprocess.STDOUT, pass_fds=held
             )
             self.running.add(process)
+            if self.stopped:  # since, by a signal that did not see it
+                process.terminate()
             _, status, usage = os.wait4(process.pid, 0)
             self.running.remove(process)
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -191,20 +197,22 @@ def read_table(path: Path) -> dict[str, str]:
     return {key: value for key, _, value in rows}
 
 
-def write_table(path: Path, rows: dict[str, Any]) -> None:
-    """A Kaldi table, in the order of the keys; complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(f"{k} {v}\n" for k, v in sorted(rows.items())))
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
+def write_text(path: Path, text: str) -> None:
     """Complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_table(path: Path, rows: dict[str, Any]) -> None:
+    """A Kaldi table, in the order of the keys."""
+    write_text(path, "".join(f"{k} {v}\n" for k, v in sorted(rows.items())))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """On one line."""
+    write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def go_on(folder: Path, made_of: dict[str, Any]) -> None:
@@ -231,8 +239,8 @@ def save(path: Path, weights: dict) -> None:
 
 
 def write_yaml(path: Path, content: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    """With its keys as they are given."""
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -315,18 +323,33 @@ def asr_config(exported: Path | None, name: str, seed: int) -> dict[str, Any]:
 # What all runs share
 # ------------------------------------------------------------------------------------
 def write_lists(work: Work) -> None:
-    """Lengths in samples of every set, and the tokens."""
-    for name in ("train30", "train10", "dev", "pool"):
-        shape = work.lists / f"{name}_shape"
-        if not shape.is_file():
-            wavs = read_table(work.data / name / "wav.scp")
-            write_table(shape, {u: soundfile.info(p).frames for u, p in wavs.items()})
-    tokens = work.lists / "tokens.txt"
-    if not tokens.is_file():
-        text = read_table(work.data / "train30/text").values()
-        letters = sorted(set("".join(text)) - {" "})
-        lines = ["<blank>", "<unk>", "<space>", *letters, "<sos/eos>"]
-        tokens.write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
+    """Lengths in samples of every set, and the tokens.
+
+    Raises:
+        Failed: when the results are of other data, as another version of a package gives:
+            its test may be what the scorer was trained on.
+    """
+    for old in work.lists.glob("pool_*_shape"):  # of data or scores that may be others now
+        old.unlink()
+    checksums = {}
+    for name in (*TRAINED_ON, *TESTED_ON):
+        wavs = read_table(work.data / name / "wav.scp")
+        lengths = {u: soundfile.info(p).frames for u, p in wavs.items()}
+        text = read_table(work.data / name / "text") if name != "pool" else {}
+        rows = "".join(f"{u} {lengths[u]} {text.get(u, '')}\n" for u in sorted(wavs))
+        checksums[name] = hashlib.md5(rows.encode()).hexdigest()
+        if name in TRAINED_ON:
+            write_table(work.lists / f"{name}_shape", lengths)
+    known = work.results / "data.json"
+    if not known.is_file():
+        write_json(known, checksums)
+    for name, checksum in json.loads(known.read_text(encoding="utf-8")).items():
+        if checksums[name] != checksum:
+            raise Failed(f"{work.data / name}: is not what {known} tells of, perhaps of "
+                         "another version of a package: give another --results")
+    letters = sorted(set("".join(read_table(work.data / "train30/text").values())) - {" "})
+    lines = ["<blank>", "<unk>", "<space>", *letters, "<sos/eos>"]
+    write_text(work.lists / "tokens.txt", "".join(f"{x}\n" for x in lines))
 
 
 def train_asr(
@@ -420,7 +443,8 @@ def train_scorer(work: Work) -> Path:
             k: v.half() if v.is_floating_point() else v
             for k, v in torch.load(trained / BEST, "cpu").items()
         })
-    known.write_text(checksum(model))
+    if not known.is_file():
+        write_text(known, checksum(model))
     return scorer
 
 
@@ -438,6 +462,27 @@ def score(work: Work) -> None:
             )
 
 
+def decode_scorer(work: Work) -> None:
+    """How well the scorer itself reads, for a row to see N and the others beside."""
+    found = work.results / "scorer.json"
+    if not found.is_file():
+        decoded = work.root / "scorer_decoded.json"
+        work.command(
+            decoded.with_suffix(".log"), HERE / "decode.py", "--data_dir", work.data,
+            "--output", decoded, "--model_file", BEST, train_scorer(work),
+            "--sets", *WHOLE.decoded,
+        )
+        write_json(found, json.loads(decoded.read_text(encoding="utf-8")))
+
+
+def same_objectives(work: Work, objective: str, second: str) -> None:
+    """End if the results are of others, which the analysis would leave out."""
+    file, given = work.results / "setup.json", {"objective": objective, "second": second}
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != given:
+        sys.exit(f"{file}: {file.read_text(encoding='utf-8').strip()}, but {given} are "
+                 "asked for: give another --results")
+
+
 def describe(work: Work, objective: str, second: str) -> None:
     """What the analysis needs besides the runs: of the utterances, the pool, guidance.
 
@@ -447,7 +492,7 @@ def describe(work: Work, objective: str, second: str) -> None:
         return
     levels = read_table(work.data / "test_clean/utt2level")
     utterances = {}
-    for name in ("test_clean", "test_degraded"):
+    for name in TESTED_ON:
         text = read_table(work.data / name / "text")
         utterances[name] = {
             "levels": [levels[utt.replace("-degraded-", "-", 1)] for utt in sorted(text)],
@@ -570,7 +615,7 @@ class Plan(NamedTuple):
 
 
 PILOT = Plan(("train30",), ("dev",))  # the tests are for what is decided
-WHOLE = Plan(("train30", "train10"), ("dev", "test_clean", "test_degraded"))
+WHOLE = Plan(("train30", "train10"), ("dev", *TESTED_ON))
 
 
 def pretrain_words(work: Work, run: Run, folder: Path, config: Path) -> list:
@@ -596,7 +641,11 @@ def pretrain_words(work: Work, run: Run, folder: Path, config: Path) -> list:
 
 
 def curves(folder: Path) -> dict[str, dict[str, list]]:
-    """Each epoch's statistics of a training, from its checkpoint."""
+    """Each epoch's statistics of a training, from its checkpoint.
+
+    None where one is not a number; without those that never are, as of parts that the model
+    does not have.
+    """
     import torch
 
     state = torch.load(folder / "checkpoint.pth", "cpu", weights_only=False)
@@ -607,9 +656,12 @@ def curves(folder: Path) -> dict[str, dict[str, list]]:
             for name, value in stats[epoch].get(split, {}).items():
                 if isinstance(value, float) and not name.endswith("_time"):
                     found.setdefault(split, {}).setdefault(name, []).append(
-                        float(f"{value:.5g}")
+                        float(f"{value:.5g}") if math.isfinite(value) else None
                     )
-    return found
+    return {
+        split: {name: values for name, values in named.items() if set(values) != {None}}
+        for split, named in found.items()
+    }
 
 
 def carry_out(work: Work, run: Run, plan: Plan) -> None:
@@ -702,7 +754,9 @@ def carry_out_all(
         try:
             print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
             carry_out(work, run, plan)
-        except Failed as error:
+        except Exception as error:  # the others go on, whatever it is
+            if not isinstance(error, Failed):
+                traceback.print_exc()
             failed.append(f"{run.name}: {error}")
             print(f"{time.strftime('%H:%M:%S')} {failed[-1]}", flush=True)
             return
@@ -761,8 +815,8 @@ def main(argv: list[str] | None = None) -> None:
         "--work", type=Path, help="data and models, of one scorer; default: work in --results"
     )
     parser.add_argument("--nj", type=int, default=2, help="runs at a time")
-    parser.add_argument("--objective", choices=OBJECTIVES, default=OBJECTIVES[0])
-    parser.add_argument("--second", choices=OBJECTIVES, default=OBJECTIVES[1])
+    parser.add_argument("--objective", choices=OBJECTIVES, default="hubert")
+    parser.add_argument("--second", choices=OBJECTIVES, default="best_rq")
     parser.add_argument(
         "--left", action="store_true",
         help=f"only say whether runs are left: exit code 0, else {NONE_LEFT}",
@@ -770,15 +824,22 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     work = Work((args.work or args.results / "work").resolve(), args.results.resolve())
     runs = [] if args.stage == "time" else runs_of(args.stage, args.objective, args.second)
+    if args.stage in ("main", "further"):
+        same_objectives(work, args.objective, args.second)
     if args.left:
         left = sum(not work.result(run).is_file() for run in runs)
         print(f"{len(runs)} runs, of which {len(runs) - left} are done")
+        if args.stage == "pilot" and not left:
+            show_pilot(work)
         sys.exit(0 if left else NONE_LEFT)
     os.environ["OMP_NUM_THREADS"] = "1"
     work.take()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, work.stop)
-    write_lists(work)
+    try:
+        write_lists(work)
+    except Failed as error:
+        sys.exit(str(error))
     if args.stage == "time":
         label(work)
         time_steps(work)
@@ -790,6 +851,7 @@ def main(argv: list[str] | None = None) -> None:
             label(work)
             export_scorer(work)
             score(work)
+            decode_scorer(work)
             describe(work, args.objective, args.second)
 
         carry_out_all(work, runs, args.nj, WHOLE, prepare)

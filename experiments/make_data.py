@@ -260,7 +260,7 @@ def prepare(packages: Path, data_dir: Path) -> None:
         if part == "short"
     }
 
-    corpus = Corpus(data_dir / "audio")
+    corpus = Corpus(data_dir / f"audio_{VERSION}")  # another version's is not kept
     sets: dict[str, list[Utterance]] = defaultdict(list)
     for item in dutch:
         part = part_of[item.level]

@@ -240,6 +240,56 @@ def test_few_seeds_have_no_p(tmp_path, monkeypatch, seeds, tested):
     assert all(x.endswith("| - | - |") != tested for x in found)
 
 
+def test_holm_is_over_the_six_from_the_beginning(tmp_path, monkeypatch):
+    """The one comparison that is there is the first of six, not of one."""
+    monkeypatch.setattr(analyse, "DRAWS", 100)
+    write_results(tmp_path, [x for x in main_runs("hubert") if x.arm in "AB"])
+    analyse.main(["--results", str(tmp_path)])
+    rows = (tmp_path / "README.md").read_text().splitlines()
+    found = [x.split(" | ")[-2:] for x in rows if x.startswith("| B - A |")]
+    assert len(found) == 8
+    for p, corrected in found:
+        assert float(corrected.rstrip(" |")) == pytest.approx(min(1, 6 * float(p)), abs=0.004)
+
+
+def test_what_the_scorer_reads_is_beside_the_arms(tmp_path, monkeypatch):
+    monkeypatch.setattr(analyse, "DRAWS", 100)
+    write_results(tmp_path, main_runs("hubert")[:3])
+    (tmp_path / "scorer.json").write_text(json.dumps({
+        "errors": {"scorer": {"test_clean": [1, 2, 3, 4], "test_degraded": [5, 5, 5, 5]}},
+        "losses": {"scorer": {"test_clean": [10.0] * 4, "test_degraded": [20.0] * 4}},
+    }))
+    analyse.main(["--results", str(tmp_path)])
+    text = (tmp_path / "README.md").read_text()
+    told = re.findall(r"not trained again: ([\d.]+) \[.*\] clean, ([\d.]+) \[.*\] degraded", text)
+    assert told == [("10.00", "20.00"), ("40.00", "80.00")]
+
+
+def test_a_statistic_that_was_no_number_is_told_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr(analyse, "DRAWS", 100)
+    write_results(tmp_path, main_runs("hubert")[1:2])
+    (file,) = tmp_path.glob("*_seed0.json")
+    run = json.loads(file.read_text())
+    run["curves"]["ssl"]["valid"]["loss"][-1] = None
+    file.write_text(json.dumps(run))
+    analyse.main(["--results", str(tmp_path)])
+    assert "| A | random masks | nan |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_page_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text("above\n" + "".join(analyse.MARKS) + "below\n")
+    before = page.read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analyse.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        analyse.write_tables(page, "tables\n")
+    assert page.read_text() == before
+
+
 def test_a_page_without_marks_is_refused(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("no marks\n")
@@ -265,6 +315,9 @@ def test_published_figures_are_of_the_stored_results():
 
 
 def test_results_are_small():
-    for file in (ROOT / "experiments/results").glob("*.json"):
-        json.loads(file.read_text(encoding="utf-8"))
+    def refuse(name):
+        raise ValueError(f"{name} is not in JSON")
+
+    for file in (ROOT / "experiments/results").rglob("*.json"):
+        json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
         assert file.stat().st_size < 60_000, file.name

@@ -183,6 +183,37 @@ def test_the_scorer_is_kept_with_the_results(work, tokens, monkeypatch):
     assert len(trained) == 1
 
 
+def test_of_what_scorer_a_folder_is_is_written_once(work, tokens, monkeypatch):
+    """A kill in the midst of another time would leave that it is of none."""
+    model = work.results / "scorer" / experiment.BEST
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"weights")
+    experiment.train_scorer(work)
+    written = (work.root / "scorer.md5").stat().st_mtime_ns
+    experiment.train_scorer(work)
+    assert (work.root / "scorer.md5").stat().st_mtime_ns == written
+
+
+def test_a_run_that_fails_stops_no_other(work, monkeypatch, capsys):
+    """Whatever its fault."""
+    runs = [Run("hubert", "A", 0.4, seed) for seed in range(4)]
+    faults = {runs[0]: experiment.Failed("exit code 1"), runs[2]: KeyError("weights")}
+
+    def carry_out(work, run, plan):
+        if run in faults:
+            raise faults[run]
+        leave_result(work, run)
+
+    monkeypatch.setattr(experiment, "carry_out", carry_out)
+    with pytest.raises(SystemExit) as ended:
+        experiment.carry_out_all(work, runs, 1, experiment.WHOLE)
+    assert str(ended.value) == (
+        "failed:\nhubert_A_0.40_seed0: exit code 1\nhubert_A_0.40_seed2: 'weights'"
+    )
+    assert "KeyError: 'weights'" in capsys.readouterr().err
+    assert all(work.result(run).is_file() != (run in faults) for run in runs)
+
+
 def test_all_arms_begin_with_what_the_scorer_learned(work):
     words = experiment.pretrain_words(
         work, Run("hubert", "A", 0.4, 0), work.root / "ssl", work.root / "ssl.yaml"
@@ -231,6 +262,51 @@ def test_thirds_are_of_hours(work):
     assert min(gate) > "u15"
     dutch = experiment.read_table(experiment.select_pool(work, "dutch", 1))
     assert max(dutch) == "u09"
+
+
+@pytest.fixture
+def data(work):
+    """Two utterances of half a second in each set."""
+    for name in (*experiment.TRAINED_ON, *experiment.TESTED_ON):
+        wavs = {f"{name}{i}": work.data / name / f"{i}.wav" for i in range(2)}
+        table(work.data / name / "wav.scp", wavs)
+        if name != "pool":
+            table(work.data / name / "text", dict.fromkeys(wavs, "ab a"))
+        for wav in wavs.values():
+            experiment.soundfile.write(wav, np.zeros(8000), 16000)
+    return work
+
+
+def test_lists_are_of_the_data_that_is_there(data):
+    experiment.select_pool(data, "gate", 0)
+    experiment.write_lists(data)
+    assert (data.lists / "tokens.txt").read_text().split() == [
+        "<blank>", "<unk>", "<space>", "a", "b", "<sos/eos>"
+    ]
+    for name in experiment.TRAINED_ON:
+        lengths = experiment.read_table(data.lists / f"{name}_shape")
+        assert lengths == {f"{name}0": "8000", f"{name}1": "8000"}
+    assert not (data.lists / "pool_gate_shape").exists()  # it may be of other scores
+    experiment.write_lists(data)
+
+
+@pytest.mark.parametrize("name", ["train10", "dev", "pool", "test_clean", "test_degraded"])
+@pytest.mark.parametrize("what", ["ids", "text", "lengths"])
+def test_data_other_than_the_results_is_refused(data, name, what):
+    experiment.write_lists(data)
+    wav = data.data / name / "1.wav"
+    if what == "ids":
+        table(data.data / name / "wav.scp", {f"{name}0": wav})
+    elif what == "lengths":
+        experiment.soundfile.write(wav, np.zeros(8001), 16000)
+    elif name == "pool":
+        return  # has none
+    else:
+        table(data.data / name / "text", {f"{name}0": "ab a", f"{name}1": "b"})
+    with pytest.raises(experiment.Failed, match=f"{name}: is not what .*another --results"):
+        experiment.write_lists(data)
+    with pytest.raises(SystemExit, match=f"{name}: is not what"):
+        experiment.main(["time", "--work", str(data.root), "--results", str(data.results)])
 
 
 def test_the_pilot_is_decided_on_dev():
@@ -325,6 +401,21 @@ def test_a_stopped_training_goes_on_from_its_last_epoch(work, monkeypatch):
     second = log.read_text().removeprefix(first)
     assert "The training was resumed using" in second
     assert "1epoch started" not in second and "30epoch started" in second
+
+
+def test_what_is_begun_while_a_signal_comes_ends_too(work, monkeypatch):
+    """The handler ends what it knows of, which the newest is not yet."""
+    popen = subprocess.Popen
+
+    def begun(*args, **kwargs):
+        process = popen(*args, **kwargs)
+        with pytest.raises(SystemExit):
+            work.stop(signal.SIGTERM, None)
+        return process
+
+    monkeypatch.setattr(experiment.subprocess, "Popen", begun)
+    with pytest.raises(experiment.Failed, match=f"exit code -{signal.SIGTERM.value}"):
+        work.command(work.root / "log", "-c", "import time; time.sleep(300)")
 
 
 HOLDER = """
@@ -432,22 +523,50 @@ def test_what_is_done_of_a_run_is_not_done_again(work, monkeypatch):
     assert again() == whole
 
 
+def test_curves_have_no_nan(tmp_path):
+    """JSON has none; of a statistic that never is a number nothing is kept."""
+    nan = float("nan")
+    stats = {
+        epoch: {"valid": {"loss": loss, "acc": nan, "forward_time": 1.0}}
+        for epoch, loss in ((1, 0.5), (2, nan))
+    }
+    torch.save({"reporter": {"stats": stats}}, tmp_path / "checkpoint.pth")
+    assert experiment.curves(tmp_path) == {"valid": {"loss": [0.5, None]}}
+
+
 # ------------------------------------------------------------------------------------
 # run.sh
 # ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stage", ["pilot", "main", "further"])
-def test_whether_runs_are_left_is_said(tmp_path, stage, capsys):
+def test_whether_runs_are_left_is_said(tmp_path, stage, monkeypatch, capsys):
     words = [stage, "--left", "--results", str(tmp_path)]
-    runs = experiment.runs_of(stage, "hubert", "wav2vec2")
+    runs = experiment.runs_of(stage, "hubert", "best_rq")
     work = experiment.Work(tmp_path / "work", tmp_path)
+    monkeypatch.setattr(experiment, "show_pilot", lambda work: print("CER on dev"))
     for run in runs[1:]:
         leave_result(work, run)
     for code, done in ((0, len(runs) - 1), (experiment.NONE_LEFT, len(runs))):
         with pytest.raises(SystemExit) as ended:
             experiment.main(words)
         assert ended.value.code == code
-        assert capsys.readouterr().out == f"{len(runs)} runs, of which {done} are done\n"
+        told = f"{len(runs)} runs, of which {done} are done\n"
+        if stage == "pilot" and done == len(runs):
+            told += "CER on dev\n"
+        assert capsys.readouterr().out == told
         leave_result(work, runs[0])
+
+
+def test_other_objectives_than_the_results_have_are_refused(tmp_path, capsys):
+    experiment.write_json(
+        tmp_path / "setup.json", {"objective": "hubert", "second": "best_rq"}
+    )
+    words = ["main", "--left", "--results", str(tmp_path)]
+    for more in (["--objective", "w2v_bert"], ["--second", "wav2vec2"]):
+        with pytest.raises(SystemExit, match="setup.json: .*another --results"):
+            experiment.main(words + more)
+    with pytest.raises(SystemExit) as ended:
+        experiment.main(words)
+    assert ended.value.code == 0
 
 
 @pytest.mark.parametrize("words, told", [
