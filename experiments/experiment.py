@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -198,9 +199,9 @@ def read_table(path: Path) -> dict[str, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Complete or absent."""
+    """Complete or absent, also where two runs write the same list at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{threading.get_ident()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
@@ -343,8 +344,8 @@ def write_lists(work: Work) -> None:
     known = work.results / "data.json"
     if not known.is_file():
         write_json(known, checksums)
-    for name, checksum in json.loads(known.read_text(encoding="utf-8")).items():
-        if checksums[name] != checksum:
+    for name, recorded in json.loads(known.read_text(encoding="utf-8")).items():
+        if checksums[name] != recorded:
             raise Failed(f"{work.data / name}: is not what {known} tells of, perhaps of "
                          "another version of a package: give another --results")
     letters = sorted(set("".join(read_table(work.data / "train30/text").values())) - {" "})

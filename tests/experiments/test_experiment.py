@@ -309,6 +309,23 @@ def test_data_other_than_the_results_is_refused(data, name, what):
         experiment.main(["time", "--work", str(data.root), "--results", str(data.results)])
 
 
+def test_two_runs_write_one_list_at_once(tmp_path, monkeypatch):
+    """The second does so just before the first one's is in its place."""
+    path, replace, others = tmp_path / "list", experiment.os.replace, []
+
+    def replaced(partial, whole):
+        if not others:
+            others.append(threading.Thread(target=experiment.write_text, args=(path, "same\n")))
+            others[0].start()
+            others[0].join()
+        replace(partial, whole)
+
+    monkeypatch.setattr(experiment.os, "replace", replaced)
+    experiment.write_text(path, "same\n")
+    assert [x.name for x in tmp_path.iterdir()] == ["list"]
+    assert path.read_text() == "same\n"
+
+
 def test_the_pilot_is_decided_on_dev():
     assert experiment.PILOT.decoded == ("dev",)
     assert set(experiment.PILOT.labelled) < set(experiment.WHOLE.labelled)
